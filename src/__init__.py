@@ -1,0 +1,1 @@
+"""EfficientNet on MindSpore: what the scripts in the repository's root share."""

@@ -1,0 +1,1 @@
+"""The network: numbers in, cells out. Knows nothing of files, devices or configuration."""
