@@ -72,7 +72,9 @@ class ModelInfo:
         try:
             fields = json.loads(text)
             if fields.pop("format") != FORMAT:
-                raise RunError(f"{source}: its description is of another format than {FORMAT}; a newer program wrote it")
+                raise RunError(
+                    f"{source}: its description is of another format than {FORMAT}; a newer program wrote it"
+                )
             fields["preprocess"] = Preprocess.from_dict(fields["preprocess"])
             if fields.get("class_names") is not None:
                 fields["class_names"] = tuple(str(name) for name in fields["class_names"])
