@@ -1,0 +1,262 @@
+"""Every parameter, its default and its command-line flag.
+
+`from src.config import config` gives the defaults as attributes; `parse_config(argv)` reads train.py's flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from typing import Any, Callable, Optional, Sequence
+
+from src.cli import ArgumentParser, UsageError, parse_bool
+from src.model_info import PADDINGS, VARIANT_NAMES
+from src.preprocess import INTERPOLATIONS, Preprocess
+
+
+def number(kind: type, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> Callable[[str], Any]:
+    """A reader of numbers of `kind` within [low, high], or (low, high] where `open_low`."""
+
+    def read(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low < value if open_low else low <= value) or not value <= high:
+            bounds = [f"{'above' if open_low else 'at least'} {low:g}"] if low > -math.inf else []
+            bounds += [f"at most {high:g}"] if high < math.inf else []
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {what} {' and '.join(bounds)}, not '{text}'".replace("  ", " "))
+        return value
+
+    return read
+
+
+def choice(*values: str) -> Callable[[str], str]:
+    """A reader of one of `values`."""
+
+    def read(text: str) -> str:
+        if text not in values:
+            raise argparse.ArgumentTypeError(f"expected one of {', '.join(values)}, not '{text}'")
+        return text
+
+    return read
+
+
+def three_numbers(text: str) -> tuple:
+    """A reader of one number for all channels, or of three separated by commas."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in (1, 3) or not all(math.isfinite(value) for value in values):
+        raise argparse.ArgumentTypeError(f"expected a number, or three separated by commas, not '{text}'")
+    return values * 3 if len(values) == 1 else values
+
+
+count = number(int, 1)
+natural = number(int, 0)
+rate = number(float, 0, 0.99)
+share = number(float, 0, 1)
+positive = number(float, 0, open_low=True)
+non_negative = number(float, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A parameter: its name (also the flag's), default, reader and help text."""
+
+    name: str
+    default: Any
+    read: Callable[[str], Any]
+    help: str
+
+
+GROUPS = {
+    "network": (
+        Parameter("variant", "b0", choice(*VARIANT_NAMES), "member of the family, b0 to b7"),
+        Parameter("class_num", 1000, count, "number of classes; taken from the folder when left out"),
+        Parameter(
+            "image_size",
+            224,
+            number(int, 32, 2048),
+            "pixels, side of the square input; the variant's own when left out",
+        ),
+        Parameter("dropout_rate", None, rate, "dropout before the dense layer; the variant's own when left out"),
+        Parameter("drop_connect_rate", 0.2, rate, "drop-connect of the last block; grows linearly from the first"),
+        Parameter("padding", "same", choice(*PADDINGS), "same is TensorFlow's, symmetric is PyTorch's"),
+        Parameter("norm_eps", 1e-3, number(float, 1e-9, 0.1), "epsilon of the batch norm"),
+        Parameter(
+            "norm_momentum",
+            0.99,
+            number(float, 0, 0.9999),
+            "share of the old batch-norm statistics that a step keeps; 0.9 in short runs",
+        ),
+    ),
+    "images": (
+        Parameter("batch_size", 256, count, "images a step and device"),
+        Parameter("random_crop", True, parse_bool, "random resized crop in training; off: the whole image is resized"),
+        Parameter(
+            "crop_scale_min",
+            0.08,
+            number(float, 0.01, 1),
+            "smallest share of the image's area that a random crop takes",
+        ),
+        Parameter(
+            "crop_ratio_max",
+            4 / 3,
+            number(float, 1, 4),
+            "most elongated random crop, width by height or height by width",
+        ),
+        Parameter("flip", True, parse_bool, "random horizontal flip in training"),
+        Parameter(
+            "color_jitter", 0.4, share, "strength of random brightness, contrast and saturation in training; 0 is off"
+        ),
+        Parameter("interpolation", "bicubic", choice(*INTERPOLATIONS), "resizing in evaluation, as Pillow computes it"),
+        Parameter(
+            "crop_ratio",
+            0.875,
+            number(float, 0.1, 1),
+            "image_size divided by the shorter side after resizing, in evaluation",
+        ),
+        Parameter("mean", (127.5,) * 3, three_numbers, "subtracted from pixels of 0 to 255; one number or R,G,B"),
+        Parameter("std", (127.5,) * 3, three_numbers, "divides the pixels; one number or R,G,B"),
+        Parameter("num_workers", None, count, "threads that prepare images; follows the machine when left out"),
+    ),
+    "loss and optimiser": (
+        Parameter("use_label_smooth", True, parse_bool, "whether to smooth the labels"),
+        Parameter("label_smooth_factor", 0.1, rate, "probability that label smoothing takes from the true class"),
+        Parameter("opt", "rmsprop", choice("rmsprop", "sgd"), "optimiser"),
+        Parameter("opt_eps", 0.001, positive, "RMSProp's epsilon, inside the square root"),
+        Parameter("opt_decay", 0.9, rate, "RMSProp's decay of the mean square"),
+        Parameter("momentum", 0.9, rate, "momentum"),
+        Parameter("weight_decay", 1e-5, non_negative, "weight decay of convolution and dense weights"),
+        Parameter("decay_all", False, parse_bool, "decay batch-norm parameters and biases as well"),
+        Parameter("loss_scale", 1024, number(float, 1), "fixed factor on the loss, against underflow in float16"),
+        Parameter(
+            "amp_level",
+            None,
+            choice("O0", "O1", "O2", "O3"),
+            "mixed precision; O3 on Ascend and O0 on CPU when left out",
+        ),
+    ),
+    "learning rate": (
+        Parameter("epoch_size", 350, count, "epochs"),
+        Parameter("warmup_epochs", 2, non_negative, "epochs over which the rate rises from lr_init to lr_max"),
+        Parameter(
+            "lr_decay_mode",
+            "liner",
+            choice("liner", "linear", "cosine", "poly", "steps"),
+            "how the rate falls; liner is the model zoo's spelling of linear",
+        ),
+        Parameter("lr_init", 0.0001, non_negative, "learning rate at the first step"),
+        Parameter("lr_max", 0.2, positive, "peak learning rate, for a global batch of 2048"),
+        Parameter("lr_end", 0.00001, non_negative, "learning rate at the end"),
+        Parameter("scale_lr", False, parse_bool, "scale the three rates by the global batch divided by 2048"),
+    ),
+    "checkpoints": (
+        Parameter("save_checkpoint", True, parse_bool, "whether to save checkpoints"),
+        Parameter("save_checkpoint_epochs", 1, count, "epochs between two checkpoints"),
+        Parameter("keep_checkpoint_max", 5, count, "how many checkpoints are kept"),
+        Parameter("save_checkpoint_path", "./checkpoint", str, "folder; rank r writes to its model_r"),
+    ),
+    "run": (
+        Parameter(
+            "seed", 1, number(int, 0, 2**31 - 1), "seed of weights, order, augmentation, dropout and drop-connect"
+        ),
+        Parameter("log_interval", 50, count, "steps between two plain log lines where there is no terminal"),
+    ),
+}
+
+PARAMETERS = {parameter.name: parameter for group in GROUPS.values() for parameter in group}
+
+
+class Config:
+    """The parameters as attributes.
+
+    Attributes:
+        given: names of those that the caller set, as far as they differ from a default being left alone.
+    """
+
+    def __init__(self, **values):
+        unknown = set(values) - set(PARAMETERS)
+        if unknown:
+            raise AttributeError(f"there is no parameter {sorted(unknown)[0]}")
+        for parameter in PARAMETERS.values():
+            setattr(self, parameter.name, values.get(parameter.name, parameter.default))
+        self.given = frozenset(values)
+
+    def as_dict(self) -> dict:
+        """Name to value."""
+        return {name: getattr(self, name) for name in PARAMETERS}
+
+    def to_json(self) -> str:
+        """The resolved parameters as JSON text, for the file beside the checkpoints."""
+        return json.dumps(self.as_dict(), indent=2) + "\n"
+
+    def replace(self, **values) -> "Config":
+        """A copy with other values; what was given stays given."""
+        copy = Config(**{**self.as_dict(), **values})
+        copy.given = self.given
+        return copy
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What evaluation does to an image."""
+        return Preprocess.for_image_size(
+            self.image_size, self.crop_ratio, interpolation=self.interpolation, mean=self.mean, std=self.std
+        )
+
+    def check(self) -> None:
+        """Refuse values that contradict each other.
+
+        Raises:
+            UsageError: with both names.
+        """
+        if self.warmup_epochs > self.epoch_size:
+            raise UsageError(f"--warmup_epochs {self.warmup_epochs:g} is more than --epoch_size {self.epoch_size}")
+        if self.lr_end > self.lr_max:
+            raise UsageError(f"--lr_end {self.lr_end:g} is above --lr_max {self.lr_max:g}")
+        if self.lr_init > self.lr_max:
+            raise UsageError(f"--lr_init {self.lr_init:g} is above --lr_max {self.lr_max:g}")
+        if min(self.std) <= 0:
+            raise UsageError("--std must be above 0")
+
+
+config = Config()
+"""The defaults; scripts derive their own from flags."""
+
+
+def add_parameters(parser: argparse.ArgumentParser, names: Optional[Sequence[str]] = None) -> None:
+    """Give a parser a flag for each parameter, or for those named."""
+    for title, group in GROUPS.items():
+        wanted = [parameter for parameter in group if names is None or parameter.name in names]
+        if not wanted:
+            continue
+        section = parser.add_argument_group(title)
+        for parameter in wanted:
+            shown = parameter.default if parameter.default is not None else "automatic"
+            section.add_argument(
+                f"--{parameter.name}",
+                type=parameter.read,
+                default=argparse.SUPPRESS,
+                metavar=parameter.name.upper(),
+                help=f"{parameter.help} (default: {shown})".replace("%", "%%"),
+            )
+
+
+def take_parameters(arguments: argparse.Namespace) -> Config:
+    """Move the parameters out of parsed arguments into a checked Config."""
+    values = {name: value for name, value in vars(arguments).items() if name in PARAMETERS}
+    for name in values:
+        delattr(arguments, name)
+    result = Config(**values)
+    result.check()
+    return result
+
+
+def create_parser(description: str) -> ArgumentParser:
+    """A parser whose help lines show defaults only where `add_parameters` wrote them."""
+    return ArgumentParser(description=description, formatter_class=argparse.HelpFormatter)
