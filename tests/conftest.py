@@ -1,0 +1,21 @@
+"""What every test finds prepared: quiet logs, the fast convolution set-up, the digits."""
+
+import os
+
+# MindSpore reads both while it loads or first runs: errors only in the log, no slow reference convolutions on CPU.
+os.environ.setdefault("GLOG_v", "3")
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+# Pictures are drawn into files.
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """Folder with train/ and val/ of the embedded data set."""
+    from src.digits import write_digits
+
+    root = tmp_path_factory.mktemp("data") / "digits"
+    write_digits(str(root))
+    return root
