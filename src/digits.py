@@ -1,4 +1,4 @@
-"""The embedded data set: scikit-learn's handwritten digits as a folder of JPEGs, to try everything without a download."""
+"""The embedded data set: scikit-learn's handwritten digits as a folder of JPEGs, to try everything at once."""
 
 from __future__ import annotations
 

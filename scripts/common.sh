@@ -1,0 +1,52 @@
+# shellcheck shell=sh
+# What the scripts of this folder share. Sourced, not run; POSIX sh. Sets `root` to the repository's folder.
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+
+# fail SENTENCE [CODE]: one line on standard error; 2 is wrong usage, 1 a failed run.
+fail() {
+    printf 'error: %s\n' "$1" >&2
+    exit "${2:-2}"
+}
+
+# find_python: sets `python` to $PYTHON, else the repository's environment, else the one on the path.
+find_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        python=$PYTHON
+    elif [ -x "$root/.venv/bin/python" ]; then
+        python=$root/.venv/bin/python
+    else
+        python=python3
+    fi
+    command -v "$python" > /dev/null || fail "there is no '$python'; set PYTHON to a Python of 3.9 to 3.12"
+}
+
+# check_device_id TEXT
+check_device_id() {
+    case $1 in
+        '' | *[!0-9]*) fail "DEVICE_ID is '$1', not a whole number" ;;
+    esac
+}
+
+# check_folder NAME PATH, check_file NAME PATH: refuse what is not there before anything starts.
+check_folder() {
+    [ -d "$2" ] || fail "$1: there is no folder '$2'"
+}
+
+check_file() {
+    [ -f "$2" ] || fail "$1: there is no file '$2'"
+}
+
+# start LOG COMMAND...: runs the command in this folder with its output in LOG. It goes on in the background when the
+# terminal closes; with WAIT=1 it takes this script's place, so its exit code and signals are the script's.
+start() {
+    log=$1
+    shift
+    (: > "$log") 2> /dev/null || fail "the log '$log' cannot be written here" 1
+    if [ "${WAIT:-0}" = 1 ]; then
+        printf 'process %s, follow it with: tail -f %s\n' "$$" "$PWD/$log"
+        exec "$@" > "$log" 2>&1
+    fi
+    nohup "$@" > "$log" 2>&1 < /dev/null &
+    printf 'started process %s, follow it with: tail -f %s\n' "$!" "$PWD/$log"
+}

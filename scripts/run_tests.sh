@@ -1,0 +1,20 @@
+#!/bin/sh
+# Set up, lint, test: sh run_tests.sh [pytest arguments]. Tests marked slow are left out; `-m slow` runs them alone.
+set -eu
+. "$(dirname -- "$0")/common.sh"
+. "$root/scripts/environment.sh"
+
+prepare_environment dev -r "$root/requirements-dev.txt"
+sh "$root/scripts/install_system_packages.sh" || echo "warning: tests of the C++ program will fail without these packages" >&2
+
+# Paths among the arguments are the repository's, whatever folder this was called from.
+cd "$root"
+lint=0
+echo "lint: ruff check and ruff format --check"
+"$python" -m ruff check . || lint=1
+"$python" -m ruff format --check . || lint=1
+tests=0
+"$python" -m pytest "$@" || tests=$?
+[ "$lint" -eq 0 ] || echo "error: ruff found what it says above" >&2
+[ "$tests" -ne 0 ] || tests=$lint
+exit "$tests"
