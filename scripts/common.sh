@@ -28,9 +28,9 @@ check_device_id() {
     esac
 }
 
-# check_folder NAME PATH, check_file NAME PATH: refuse what is not there before anything starts.
-check_folder() {
-    [ -d "$2" ] || fail "$1: there is no folder '$2'"
+# check_data NAME PATH, check_file NAME PATH: refuse what is not there before anything starts.
+check_data() {
+    [ -e "$2" ] || fail "$1: there is no '$2'"
 }
 
 check_file() {

@@ -13,7 +13,7 @@ data_dir=$2
 checkpoint=$3
 shift 3
 check_device_id "$device_id"
-check_folder DATA_DIR "$data_dir"
+check_data DATA_DIR "$data_dir"
 check_file PATH_CHECKPOINT "$checkpoint"
 find_python
 start eval_log.txt "$python" -u "$root/eval.py" --device_id "$device_id" --dataset_path "$data_dir" \

@@ -24,7 +24,7 @@ case $device_target in
     *) fail "DEVICE_TARGET is '$device_target', not one of CPU, GPU, Ascend" ;;
 esac
 check_file ONNX_PATH "$onnx_path"
-check_folder DATASET_PATH "$dataset_path"
+check_data DATASET_PATH "$dataset_path"
 find_python
 exec "$python" "$root/infer_onnx.py" --onnx_path "$onnx_path" --dataset_path "$dataset_path" \
     --device_target "$device_target" "$@"

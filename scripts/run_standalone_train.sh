@@ -12,6 +12,6 @@ device_id=$1
 data_dir=$2
 shift 2
 check_device_id "$device_id"
-check_folder DATA_DIR "$data_dir"
+check_data DATA_DIR "$data_dir"
 find_python
 start log.txt "$python" -u "$root/train.py" --device_id "$device_id" --dataset_path "$data_dir" "$@"

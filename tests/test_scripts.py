@@ -99,7 +99,7 @@ class TestBackgroundScripts:
 
     def test_missing_folder_is_refused_before_anything_starts(self, place, script, arguments, log, expected):
         done = run(place, script, "0", "no such folder", *arguments[2:])
-        assert (done.returncode, done.stderr) == (2, "error: DATA_DIR: there is no folder 'no such folder'\n")
+        assert (done.returncode, done.stderr) == (2, "error: DATA_DIR: there is no 'no such folder'\n")
         assert not (place / log).exists()
 
     def test_device_id_must_be_a_number(self, place, script, arguments, log, expected):
@@ -150,7 +150,7 @@ class TestInferOnnx:
         "arguments, sentence",
         [
             (["none.onnx", "images of mine"], "ONNX_PATH: there is no file 'none.onnx'"),
-            (["a model.ckpt", "none"], "DATASET_PATH: there is no folder 'none'"),
+            (["a model.ckpt", "none"], "DATASET_PATH: there is no 'none'"),
             (["a model.ckpt", "images of mine", "TPU"], "DEVICE_TARGET is 'TPU', not one of CPU, GPU, Ascend"),
         ],
     )
