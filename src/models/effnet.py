@@ -3,71 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Uniform
 
 from src.models.layers import ConvNormActivation, DropConnect, Dropout, SqueezeExcitation
-
-
-class Stage(NamedTuple):
-    """A row of the paper's table 1: `repeats` blocks, of which the first changes channels and resolution."""
-
-    expand_ratio: int
-    kernel_size: int
-    stride: int
-    in_channels: int
-    out_channels: int
-    repeats: int
-
-
-STAGES = (
-    Stage(1, 3, 1, 32, 16, 1),
-    Stage(6, 3, 2, 16, 24, 2),
-    Stage(6, 5, 2, 24, 40, 2),
-    Stage(6, 3, 2, 40, 80, 3),
-    Stage(6, 5, 1, 80, 112, 3),
-    Stage(6, 5, 2, 112, 192, 4),
-    Stage(6, 3, 1, 192, 320, 1),
+from src.models.scaling import (
+    HEAD_CHANNELS,
+    SQUEEZE_RATIO,
+    STAGES,
+    STEM_CHANNELS,
+    VARIANTS,
+    Stage,
+    scale_channels,
+    scale_repeats,
+    scaled_blocks,
 )
-STEM_CHANNELS = 32
-HEAD_CHANNELS = 1280
-SQUEEZE_RATIO = 0.25
-
-
-class Variant(NamedTuple):
-    """How a member of the family is scaled, and the image size and dropout that it was published with."""
-
-    width_coeff: float
-    depth_coeff: float
-    image_size: int
-    dropout_rate: float
-
-
-VARIANTS = {
-    "b0": Variant(1.0, 1.0, 224, 0.2),
-    "b1": Variant(1.0, 1.1, 240, 0.2),
-    "b2": Variant(1.1, 1.2, 260, 0.3),
-    "b3": Variant(1.2, 1.4, 300, 0.3),
-    "b4": Variant(1.4, 1.8, 380, 0.4),
-    "b5": Variant(1.6, 2.2, 456, 0.4),
-    "b6": Variant(1.8, 2.6, 528, 0.5),
-    "b7": Variant(2.0, 3.1, 600, 0.5),
-}
-
-
-def scale_channels(channels: int, width_coeff: float) -> int:
-    """Scale a channel count and round it to a multiple of 8, never losing more than 10%."""
-    scaled = channels * width_coeff
-    rounded = max(8, int(scaled + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * scaled else rounded
-
-
-def scale_repeats(repeats: int, depth_coeff: float) -> int:
-    """Scale a block count and round it up."""
-    return math.ceil(repeats * depth_coeff)
 
 
 class MBConv(nn.Cell):
@@ -134,6 +86,7 @@ class EfficientNet(nn.Cell):
         stem_channels = scale_channels(STEM_CHANNELS, width_coeff)
         head_channels = scale_channels(HEAD_CHANNELS, width_coeff)
         stages = scaled_blocks(width_coeff, depth_coeff)
+        self.stage_repeats = tuple(scale_repeats(stage.repeats, depth_coeff) for stage in STAGES)
         self.stem = ConvNormActivation(3, stem_channels, 3, 2, 1, True, **norm)
         self.blocks = nn.CellList(
             [MBConv(block, drop_connect_rate * i / len(stages), i, seed, norm) for i, block in enumerate(stages)]
@@ -157,26 +110,20 @@ class EfficientNet(nn.Cell):
         x = ops.mean(self.head(x), (2, 3))
         return self.classifier(self.dropout(x, step))
 
+    def freeze(self, parts: int) -> list:
+        """Hold the first parts of the network fixed: 1 is the stem, 2 to 8 add the seven stages, 9 the head.
 
-def scaled_blocks(width_coeff: float, depth_coeff: float) -> list:
-    """All blocks of a scaled network in order, each as a Stage with repeats 1."""
-    blocks = []
-    for stage in STAGES:
-        in_channels = scale_channels(stage.in_channels, width_coeff)
-        out_channels = scale_channels(stage.out_channels, width_coeff)
-        for repeat in range(scale_repeats(stage.repeats, depth_coeff)):
-            first = repeat == 0
-            blocks.append(
-                Stage(
-                    stage.expand_ratio,
-                    stage.kernel_size,
-                    stage.stride if first else 1,
-                    in_channels if first else out_channels,
-                    out_channels,
-                    1,
-                )
-            )
-    return blocks
+        Returns:
+            list of cells, which must stay in evaluation mode: their batch norms use the moving statistics.
+        """
+        blocks = list(self.blocks)
+        starts = [sum(self.stage_repeats[:i]) for i in range(len(STAGES) + 1)]
+        stages = [blocks[start:end] for start, end in zip(starts, starts[1:])]
+        frozen = [cell for part in [[self.stem], *stages, [self.head]][:parts] for cell in part]
+        for cell in frozen:
+            for parameter in cell.get_parameters():
+                parameter.requires_grad = False
+        return frozen
 
 
 def create_network(variant: str = "b0", **settings) -> EfficientNet:

@@ -13,7 +13,7 @@ PADDINGS = ("same", "symmetric")
 
 
 def swish(x):
-    """x * sigmoid(x), elementwise (Ramachandran et al. 2017, arXiv:1710.05941), with operators that every backend and ONNX have."""
+    """x * sigmoid(x), elementwise (Ramachandran et al. 2017, arXiv:1710.05941); every backend and ONNX have the two."""
     return x * ops.sigmoid(x)
 
 
@@ -59,7 +59,7 @@ class ConvNormActivation(nn.Cell):
 
     Args:
         norm_eps: epsilon of the batch norm.
-        norm_momentum: share of the old moving statistics that a step keeps (MindSpore's sense; PyTorch's is 1 minus it).
+        norm_momentum: share of the old moving statistics that a step keeps; PyTorch's is 1 minus it.
         The others are those of `convolution`.
 
     Shapes: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
@@ -106,7 +106,7 @@ class SqueezeExcitation(nn.Cell):
 
 
 def scramble(x):
-    """Mix the bits of int32 numbers so that neighbours become unrelated; a bijection (C. Wellons' "lowbias32" constants).
+    """Mix the bits of int32 numbers so that neighbours become unrelated; a bijection (C. Wellons' "lowbias32").
 
     Only operators that wrap or act on bits are used, so the result is the same on every device.
     """
@@ -156,7 +156,7 @@ class KeepMask(nn.Cell):
 
 
 class DropConnect(nn.Cell):
-    """Drop a residual branch for whole images while training (Huang et al. 2016, arXiv:1603.09382); the rest is scaled up.
+    """Drop a residual branch for whole images while training, scale up the rest (Huang et al. 2016, arXiv:1603.09382).
 
     Args: those of `KeepMask`. Evaluation passes the input on.
     """
@@ -173,9 +173,9 @@ class DropConnect(nn.Cell):
 
 
 class Dropout(nn.Cell):
-    """Zero single features while training (Srivastava et al. 2014) and scale the rest up; evaluation passes the input on.
+    """Zero single features while training and scale up the rest (Srivastava et al. 2014).
 
-    Args: those of `KeepMask`. Input of shape (N, C).
+    Args: those of `KeepMask`. Input of shape (N, C); evaluation passes it on.
     """
 
     def __init__(self, rate: float, stream: int, seed: int):
