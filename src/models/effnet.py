@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import mindspore as ms
 from mindspore import Parameter, nn, ops
@@ -141,3 +142,10 @@ def create_network(variant: str = "b0", **settings) -> EfficientNet:
     scaling = VARIANTS[variant]
     settings = {"dropout_rate": scaling.dropout_rate, **settings}
     return EfficientNet(scaling.width_coeff, scaling.depth_coeff, **settings)
+
+
+if __name__ == "__main__":
+    from src.cli import run_cli
+    from src.models.table import main
+
+    sys.exit(run_cli(main))
