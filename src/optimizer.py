@@ -28,13 +28,13 @@ def create_optimizer(parameters: list, learning_rates: np.ndarray, config: Confi
     Args:
         parameters: the network's trainable parameters.
         learning_rates: float32 array, the rate of every step.
-        config: opt, momentum, opt_decay, opt_eps, weight_decay, decay_all, loss_scale.
+        config: opt, momentum, opt_decay, opt_eps, weight_decay, decay_all.
     """
     groups = group_parameters(parameters, config.weight_decay, config.decay_all)
     shared = {
         "learning_rate": learning_rates.tolist(),
         "momentum": config.momentum,
-        "loss_scale": float(config.loss_scale),
+        "loss_scale": 1.0,  # TrainStep has divided the gradients by the loss scale already
     }
     if config.opt == "rmsprop":
         return nn.RMSProp(groups, decay=config.opt_decay, epsilon=config.opt_eps, **shared)
