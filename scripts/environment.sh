@@ -13,15 +13,18 @@ find_base_python() {
 }
 
 # prepare_environment NAME PIP_ARGUMENTS...: installs into .venv, unless it was done for these very requirement files.
+# NAME is "user" or "dev"; what developers have includes what users need.
 prepare_environment() {
-    stamp=$root/.venv/.installed-$1
+    name=$1
     shift
     python=$root/.venv/bin/python
     wanted=$(cat "$root/requirements.txt" "$root/requirements-dev.txt" | cksum)
-    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && "$python" -c '' 2> /dev/null; then
-        echo "environment: $root/.venv is up to date, reusing it"
-        return
-    fi
+    for stamp in "$root/.venv/.installed-$name" "$root/.venv/.installed-dev"; do
+        if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && "$python" -c '' 2> /dev/null; then
+            echo "environment: $root/.venv is up to date, reusing it"
+            return
+        fi
+    done
     if ! "$python" -m pip --version > /dev/null 2>&1; then
         find_base_python
         echo "environment: creating $root/.venv with $("$base_python" --version)"
@@ -29,7 +32,6 @@ prepare_environment() {
             fail "no virtual environment could be created (on Debian and Ubuntu: apt-get install python3-venv)" 1
     fi
     echo "environment: installing into $root/.venv (about a minute, 3 GB)"
-    # The scripts may be called from a folder with a pip.conf or requirement files of its own: paths are absolute.
     "$python" -m pip install --disable-pip-version-check "$@" || fail "the requirements could not be installed" 1
-    printf '%s\n' "$wanted" > "$stamp"
+    printf '%s\n' "$wanted" > "$root/.venv/.installed-$name"
 }

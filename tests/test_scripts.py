@@ -1,6 +1,7 @@
 """The shell scripts under a plain POSIX shell, with a double of Python that writes down how it was called."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -218,3 +219,101 @@ class TestSystemPackages:
         done, _ = self.run(tmp_path, "", **{"dpkg-query": None})
         assert done.returncode == 1
         assert done.stderr.startswith("error: this is neither Debian nor Ubuntu: install the counterparts of cmake ")
+
+
+class TestEnvironment:
+    """What quickstart.sh and run_tests.sh install, and when, in a copy of the repository with a double of Python."""
+
+    @pytest.fixture
+    def copy(self, tmp_path):
+        """The copy's root; `calls` beside it gets one line for each call of the double."""
+        root = tmp_path / "my copy"
+        shutil.copytree(SCRIPTS, root / "scripts")
+        for name in ("requirements.txt", "requirements-dev.txt"):
+            shutil.copy(ROOT / name, root)
+        (root / "scripts" / "install_system_packages.sh").write_text("exit 0\n")
+        double = tmp_path / "python"
+        double.write_text(
+            f'#!{SHELL}\necho "$*" >> "{tmp_path}/calls"\ncase $* in\n'
+            '"-m venv "*) for last; do :; done; mkdir -p "$last/bin"; cp "$0" "$last/bin/python" ;;\n'
+            '"-m pytest"*) exit ${PYTEST_EXIT:-0} ;;\n"-m ruff"*) exit ${RUFF_EXIT:-0} ;;\n'
+            '"-m pip install"*) exit ${INSTALL_EXIT:-0} ;;\nesac\n'
+        )
+        double.chmod(0o755)
+        return root
+
+    def run(self, copy, script, *arguments, **environment):
+        environment = {**os.environ, "PYTHON": str(copy.parent / "python"), **environment}
+        calls = copy.parent / "calls"
+        calls.unlink(missing_ok=True)
+        command = [SHELL, copy / "scripts" / script, *arguments]
+        done = subprocess.run(command, cwd=copy.parent, env=environment, capture_output=True, text=True)
+        return done, calls.read_text().splitlines() if calls.exists() else []
+
+    def test_users_get_what_they_need_and_the_digits(self, copy):
+        done, calls = self.run(copy, "quickstart.sh", "--epochs", "3", "--out", "my out")
+        assert (done.returncode, done.stderr) == (0, "")
+        install = (
+            f"-m pip install --disable-pip-version-check -r {copy}/requirements.txt -c {copy}/requirements-dev.txt"
+        )
+        assert f"{install} scikit-learn" in calls
+        assert re.fullmatch(rf"{copy}/scripts/quickstart.py 3 my out \d+", calls[-1])
+
+    def test_a_second_run_installs_nothing_and_says_so(self, copy):
+        self.run(copy, "quickstart.sh")
+        done, calls = self.run(copy, "quickstart.sh")
+        assert done.stdout == f"environment: {copy}/.venv is up to date, reusing it\n"
+        assert not any("pip install" in call or "-m venv" in call for call in calls)
+
+    def test_changed_requirements_are_installed(self, copy):
+        self.run(copy, "quickstart.sh")
+        (copy / "requirements.txt").write_text("numpy<2\n")
+        _, calls = self.run(copy, "quickstart.sh")
+        assert any("pip install" in call for call in calls)
+
+    def test_a_failed_installation_is_tried_again(self, copy):
+        done, _ = self.run(copy, "quickstart.sh", INSTALL_EXIT="1")
+        assert done.returncode == 1
+        assert done.stderr == "error: the requirements could not be installed\n"
+        _, calls = self.run(copy, "quickstart.sh")
+        assert any("pip install" in call for call in calls)
+
+    def test_run_tests_lints_and_passes_its_arguments_to_pytest(self, copy):
+        done, calls = self.run(copy, "run_tests.sh", "-k", "two words", "-m", "slow")
+        assert done.returncode == 0
+        assert f"-m pip install --disable-pip-version-check -r {copy}/requirements-dev.txt" in calls
+        assert calls[-3:] == ["-m ruff check .", "-m ruff format --check .", "-m pytest -k two words -m slow"]
+
+    def test_developers_have_what_users_need(self, copy):
+        self.run(copy, "run_tests.sh")
+        _, calls = self.run(copy, "quickstart.sh")
+        assert not any("pip install" in call for call in calls)
+
+    @pytest.mark.parametrize(
+        "codes, expected",
+        [({"PYTEST_EXIT": "5"}, 5), ({"RUFF_EXIT": "1"}, 1), ({"RUFF_EXIT": "1", "PYTEST_EXIT": "2"}, 2)],
+    )
+    def test_failures_of_tests_or_lint_are_passed_on_after_both_ran(self, copy, codes, expected):
+        done, calls = self.run(copy, "run_tests.sh", **codes)
+        assert done.returncode == expected
+        assert calls[-1] == "-m pytest"
+
+    @pytest.mark.parametrize(
+        "arguments, sentence",
+        [
+            (["--epochs"], "--epochs needs a value; usage: bash quickstart.sh [--epochs N] [--out DIR]"),
+            (["--epochs", "many"], "--epochs is 'many', not a whole number"),
+            (["--epochs", "1"], "--epochs is 1; the learning rate alone needs 2 to rise"),
+            (["--out", ""], "--out is empty"),
+            (["quick"], "unknown argument 'quick'; usage: bash quickstart.sh [--epochs N] [--out DIR]"),
+        ],
+    )
+    def test_wrong_arguments_are_refused_before_anything_is_installed(self, copy, arguments, sentence):
+        done, calls = self.run(copy, "quickstart.sh", *arguments)
+        assert (done.returncode, done.stdout, calls) == (2, "", [])
+        assert done.stderr.startswith(f"error: {sentence}")
+
+    def test_no_usable_python_is_one_sentence(self, copy):
+        done, _ = self.run(copy, "quickstart.sh", PYTHON="/no/python")
+        assert done.returncode == 1
+        assert done.stderr == "error: PYTHON is '/no/python', which is no Python of 3.9 to 3.12\n"

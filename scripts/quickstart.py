@@ -1,0 +1,166 @@
+"""What scripts/quickstart.sh does once everything is installed: digits, training, evaluation, export, ONNX, a table."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from src.cli import RunError, run_cli
+from src.digits import SPLITS, write_digits
+
+DEFAULT_EPOCHS = 8
+LEAST_TOP_1 = 0.97
+
+# The digits are small, few and upright: a mild crop, no flip, a rate for batches of 32, and batch-norm statistics that
+# follow within the few hundred steps of this run.
+RECIPE = {
+    "image_size": 64,
+    "batch_size": 32,
+    "lr_max": 0.003,
+    "warmup_epochs": 2,
+    "norm_momentum": 0.9,
+    "crop_scale_min": 0.64,
+    "crop_aspect_max": 1.1,
+    "flip": False,
+    "color_jitter": 0,
+    "save_checkpoint_epochs": 1,
+    "keep_checkpoint_max": 2,
+}
+
+
+class Stages:
+    """Runs the stages, shows each as it comes, and keeps their times.
+
+    Attributes:
+        seconds: stage to time.
+    """
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    def run(self, title: str, script: str, *arguments: str) -> str:
+        """Run a script of the repository, its output shown while it comes.
+
+        Returns:
+            str, what it printed on standard output; empty for `train.py`, whose progress bar needs the terminal.
+
+        Raises:
+            RunError: if it failed; its own sentence has been printed.
+        """
+        print(f"\n== {title}: python {script} {' '.join(arguments)}", flush=True)
+        began = time.perf_counter()
+        command = [sys.executable, "-u", os.path.join(ROOT, script), *arguments]
+        pipe = None if script == "train.py" else subprocess.PIPE
+        printed = []
+        with subprocess.Popen(command, stdout=pipe, text=True) as process:
+            for line in process.stdout or ():
+                print(line, end="", flush=True)
+                printed.append(line)
+        self.seconds[title] = time.perf_counter() - began
+        if process.returncode:
+            raise RunError(f"{script} failed with exit code {process.returncode}; what it said stands above")
+        return "".join(printed)
+
+
+def main(argv=None) -> None:
+    """Run all stages and print the table."""
+    epochs, out, install_seconds = argv or sys.argv[1:]
+    stages = Stages()
+    stages.seconds["install"] = float(install_seconds)
+    data = make_digits(stages, os.path.join(out, "digits"))
+    checkpoint = train(stages, data, os.path.join(out, f"epochs_{epochs}"), int(epochs))
+    folder = os.path.dirname(os.path.dirname(checkpoint))
+    held_out = os.path.join(data, "val")
+    result = parse_result(
+        stages.run("evaluate", "eval.py", "--dataset_path", held_out, "--checkpoint_path", checkpoint)
+    )
+    files = {kind: os.path.join(folder, f"b0.{kind.lower()}") for kind in ("ONNX", "MINDIR")}
+    for kind, file in files.items():
+        flags = ("--checkpoint_path", checkpoint, "--file_name", file, "--file_format", kind)
+        stages.run(f"export {kind}", "export.py", *flags)
+    onnx_result = parse_onnx_result(
+        stages.run("run ONNX", "infer_onnx.py", "--onnx_path", files["ONNX"], "--dataset_path", held_out)
+    )
+    print_table(stages, result, onnx_result, checkpoint, files)
+    check_results(result, onnx_result, int(epochs))
+
+
+def make_digits(stages: Stages, folder: str) -> str:
+    """The folder with the digits, written unless it is there."""
+    print("\n== digits", flush=True)
+    began = time.perf_counter()
+    written = write_digits(folder)
+    verb = "wrote" if written else "found, reusing"
+    print(f"digits: {verb} {SPLITS['train']} images to train on and {SPLITS['val']} held out in {folder}")
+    stages.seconds["digits"] = time.perf_counter() - began
+    return folder
+
+
+def train(stages: Stages, data: str, folder: str, epochs: int) -> str:
+    """Train, or go on with a run that was stopped, or find that it is complete.
+
+    Returns:
+        str, path of the last epoch's checkpoint.
+    """
+    flags = [part for name, value in RECIPE.items() for part in (f"--{name}", str(value))]
+    paths = ("--dataset_path", f"{data}/train", "--eval_dataset_path", f"{data}/val", "--save_checkpoint_path", folder)
+    # --resume auto reuses what is there, and train.py says so.
+    stages.run("train", "train.py", *paths, "--epoch_size", str(epochs), *flags, "--resume", "auto")
+    steps = SPLITS["train"] // RECIPE["batch_size"]
+    return os.path.join(folder, "model_0", f"Efficientnet_b0-rank0-{epochs}_{steps}.ckpt")
+
+
+def parse_result(text: str) -> tuple[float, float]:
+    """Top-1 and top-5 from eval.py's last line."""
+    found = re.search(r"^result: (\{.*?\}) ckpt= ", text, re.MULTILINE)
+    if not found:
+        raise RunError("eval.py printed no result")
+    result = ast.literal_eval(found[1])
+    return result["Top_1_Acc"], result["Top_5_Acc"]
+
+
+def parse_onnx_result(text: str) -> tuple[float, float]:
+    """Top-1 and top-5 from infer_onnx.py's output."""
+    found = [re.search(rf"top-{k}[^\d]*([\d.]+)", text) for k in (1, 5)]
+    if not all(found):
+        raise RunError("infer_onnx.py printed no result")
+    return float(found[0][1]), float(found[1][1])
+
+
+def print_table(stages: Stages, result, onnx_result, checkpoint: str, files: dict[str, str]) -> None:
+    """What came out, where it lies, how long it took."""
+    print("\n| file | top-1 | top-5 | where |\n| --- | --- | --- | --- |")
+    for name, scores, path in (
+        ("checkpoint", result, checkpoint),
+        ("ONNX", onnx_result, files["ONNX"]),
+        ("MINDIR", None, files["MINDIR"]),
+    ):
+        shown = [f"{100 * score:.2f}%" for score in scores] if scores else ["", ""]
+        print(f"| {name} | {shown[0]} | {shown[1]} | {os.path.relpath(path)} |")
+    print("\n| stage | seconds |\n| --- | --- |")
+    for stage, seconds in stages.seconds.items():
+        print(f"| {stage} | {seconds:.1f} |")
+    print(f"| all | {sum(stages.seconds.values()):.1f} |", flush=True)
+
+
+def check_results(result, onnx_result, epochs: int) -> None:
+    """Refuse a run whose network has not learned, or whose exported file is another network.
+
+    Raises:
+        RunError: one sentence.
+    """
+    if onnx_result[0] != result[0]:
+        raise RunError(f"the ONNX file's top-1 is {onnx_result[0]}, the checkpoint's {result[0]}; they must be equal")
+    if epochs >= DEFAULT_EPOCHS and result[0] < LEAST_TOP_1:
+        raise RunError(f"the held-out top-1 is {result[0]:.4f}, expected at least {LEAST_TOP_1}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

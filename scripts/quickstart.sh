@@ -1,0 +1,34 @@
+#!/bin/sh
+# Set up, train EfficientNet-B0 on scikit-learn's handwritten digits, evaluate, export, run the exported file.
+set -eu
+. "$(dirname -- "$0")/common.sh"
+. "$root/scripts/environment.sh"
+
+usage="usage: bash quickstart.sh [--epochs N] [--out DIR]   (8 epochs; ./quickstart of the repository)"
+epochs=8
+out=$root/quickstart
+while [ "$#" -gt 0 ]; do
+    case $1 in
+        -h | --help)
+            echo "$usage"
+            exit 0
+            ;;
+        --epochs | --out) [ "$#" -gt 1 ] || fail "$1 needs a value; $usage" ;;
+        *) fail "unknown argument '$1'; $usage" ;;
+    esac
+    case $1 in
+        --epochs) epochs=$2 ;;
+        --out) out=$2 ;;
+    esac
+    shift 2
+done
+case $epochs in
+    '' | *[!0-9]*) fail "--epochs is '$epochs', not a whole number" ;;
+esac
+[ "$epochs" -ge 2 ] || fail "--epochs is $epochs; the learning rate alone needs 2 to rise"
+[ -n "$out" ] || fail "--out is empty"
+
+began=$(date +%s)
+# Of the development requirements only the one that carries the digits, in the range given there.
+prepare_environment user -r "$root/requirements.txt" -c "$root/requirements-dev.txt" scikit-learn
+exec "$python" "$root/scripts/quickstart.py" "$epochs" "$out" "$(($(date +%s) - began))"
