@@ -90,7 +90,6 @@ def name_parts(prefix: str, parts: tuple, reduce: str, expand: str) -> Dict[str,
     return {our: f"{prefix}.{their}" for our, their in names.items()}
 
 
-NO_ENTRY = r"(?!)"
 TRAINING_ENTRIES = (
     # Scalars, and MindSpore's optimiser states, which are named after the weight that they belong to.
     r"(learning_rate|global_step|epoch_num|step_num|batch_num|momentum|decay|loss_scale|scale_sense|current_iterator_step"
@@ -107,7 +106,7 @@ LAYOUTS = {
         classifier="classifier",
         block=timm_block,
         norm=TORCH_NORM,
-        unused=r".+\.num_batches_tracked",
+        unused=r"(.+\.num_batches_tracked|n_averaged)",
     ),
     "torchvision": Layout(
         title="torchvision",
@@ -117,7 +116,7 @@ LAYOUTS = {
         classifier="classifier.1",
         block=torchvision_block,
         norm=TORCH_NORM,
-        unused=r".+\.num_batches_tracked",
+        unused=r"(.+\.num_batches_tracked|n_averaged)",
     ),
     "zoo": Layout(
         title="the MindSpore model zoo",
@@ -253,7 +252,10 @@ def as_float32(value, name: str, source: str) -> np.ndarray:
     # ml_dtypes' bfloat16 is no subtype of np.floating, and reports kind 'V'.
     if value.dtype.kind != "f" and value.dtype.name != "bfloat16":
         raise RunError(f"{source}: {name} holds {value.dtype} instead of floating-point numbers")
-    return np.ascontiguousarray(value, dtype=np.float32)
+    value = np.ascontiguousarray(value, dtype=np.float32).reshape(value.shape)
+    if not np.isfinite(value).all():
+        raise RunError(f"{source}: {name} holds numbers that are not finite")
+    return value
 
 
 def count(number: int, one: str, many: str) -> str:
@@ -264,6 +266,91 @@ def count(number: int, one: str, many: str) -> str:
 def list_names(names: List[str], shown: int = 3) -> str:
     """The first few names, for a sentence."""
     return ", ".join(names[:shown]) + (" and others" if len(names) > shown else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A published family of weights: what its files leave unsaid.
+
+    Attributes:
+        title: the family, as a sentence would call it.
+        layout: its names.
+        padding: "same" or "symmetric".
+        norm_eps: batch-norm epsilon of B0 to B7.
+        images: for B0 to B7 the side of the network's input and the shorter side before the crop, in pixels.
+        interpolation, mean, std: as in `Preprocess`, for those members that `special` does not name.
+        special: member to further arguments of `Preprocess`.
+    """
+
+    title: str
+    layout: Layout
+    padding: str
+    norm_eps: Tuple[float, ...]
+    images: Tuple[Tuple[int, int], ...]
+    interpolation: str = "bicubic"
+    mean: Tuple[float, ...] = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+    std: Tuple[float, ...] = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+    special: Mapping[str, dict] = dataclasses.field(default_factory=dict)
+
+    def describe(self, variant: str, num_classes: int) -> ModelInfo:
+        """What weights of this source expect, if the file itself says no more than its names."""
+        member = list(VARIANTS).index(variant)
+        image_size, resize = self.images[member]
+        settings = {"interpolation": self.interpolation, "mean": self.mean, "std": self.std}
+        preprocess = Preprocess(image_size, resize, **{**settings, **self.special.get(variant, {})})
+        names = class_names_for(num_classes)
+        return ModelInfo(variant, num_classes, names, self.padding, self.norm_eps[member], preprocess)
+
+
+HALF = (127.5, 127.5, 127.5)
+SIZES = tuple(variant.image_size for variant in VARIANTS.values())
+TF_CROPS = (0.875, 0.882, 0.890, 0.904, 0.922, 0.934, 0.942, 0.949)
+
+SOURCES = {
+    # timm's default weights of each member.
+    "timm": Source(
+        "timm's efficientnet_*",
+        LAYOUTS["timm"],
+        "symmetric",
+        (1e-5,) * 8,
+        ((224, 256), (240, 266), (256, 292), (288, 329), (320, 365), (448, 448), (528, 560), (600, 632)),
+        special={"b1": {"mean": HALF, "std": HALF}},
+    ),
+    # Google's weights; timm rounds the shorter side down.
+    "timm_tf": Source(
+        "timm's tf_efficientnet_*",
+        LAYOUTS["timm"],
+        "same",
+        (1e-3,) * 8,
+        tuple((size, int(size / crop)) for size, crop in zip(SIZES, TF_CROPS)),
+    ),
+    "torchvision": Source(
+        "torchvision",
+        LAYOUTS["torchvision"],
+        "symmetric",
+        (1e-5,) * 5 + (1e-3,) * 3,
+        ((224, 256), (240, 255), (288, 288), (300, 320), (380, 384), (456, 456), (528, 528), (600, 600)),
+        special={"b1": {"interpolation": "bilinear"}},
+    ),
+    # The zoo's evaluation resizes to 255 for 224 pixels, with OpenCV's linear interpolation.
+    "zoo": Source(
+        "the MindSpore model zoo",
+        LAYOUTS["zoo"],
+        "same",
+        (1e-3,) * 8,
+        tuple((size, size * 255 // 224) for size in SIZES),
+        "bilinear",
+        HALF,
+        HALF,
+    ),
+    "mindcv": Source(
+        "MindCV",
+        LAYOUTS["mindcv"],
+        "same",
+        (1e-5,) * 5 + (1e-3,) * 3,
+        tuple((size, int(size / 0.875)) for size in SIZES),
+    ),
+}
 
 
 def is_model_zoo(entries: Weights) -> bool:
@@ -281,13 +368,8 @@ def from_model_zoo(entries: Weights, source: str) -> Tuple[Weights, ModelInfo]:
     Raises:
         RunError: if it is none of EfficientNet B0 to B7, or incomplete.
     """
-    layout = LAYOUTS["zoo"]
-    variant = find_variant(layout, entries, source)
-    weights = to_ours(layout, variant, entries, source)
+    variant = find_variant(LAYOUTS["zoo"], entries, source)
+    weights = to_ours(LAYOUTS["zoo"], variant, entries, source)
     if CLASSIFIER[0] not in weights:
         raise RunError(f"{source}: it has no classifier; convert_weights.py can give it a new one")
-    num_classes = weights[CLASSIFIER[0]].shape[0]
-    size = VARIANTS[variant].image_size
-    # The zoo's evaluation resizes to 255 for 224 pixels, with OpenCV's linear interpolation.
-    preprocess = Preprocess(size, size * 255 // 224, "bilinear")
-    return weights, ModelInfo(variant, num_classes, class_names_for(num_classes), "same", 1e-3, preprocess)
+    return weights, SOURCES["zoo"].describe(variant, weights[CLASSIFIER[0]].shape[0])

@@ -1,0 +1,83 @@
+"""Convert trained weights of timm, torchvision, the model zoo or MindCV to a checkpoint, and back for the first two.
+
+python convert_weights.py --source tf_efficientnet_b0.safetensors --target b0.ckpt
+python convert_weights.py --source b0.ckpt --target b0.safetensors --to timm
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+
+import src.device  # noqa: F401  first: it sets what MindSpore reads when it loads
+from src.checkpoint import check_weights, network_shapes, write_checkpoint
+from src.cli import UsageError, parse_bool, run_cli
+from src.config import add_parameters, create_parser, take_parameters
+from src.conversion import ARCHITECTURE, Converted, override, read_source, write_theirs
+
+OVERRIDES = ("class_num", "image_size", "crop_ratio", "interpolation", "mean", "std")
+
+
+def parse_arguments(argv=None):
+    """Read the flags: (those of this script, the shared parameters)."""
+    parser = create_parser(__doc__.splitlines()[0])
+    parser.add_argument("--source", required=True, help="weights to read: .safetensors, .pth, .pt, .bin or .ckpt")
+    parser.add_argument("--target", required=True, help="file to write: .ckpt, or .safetensors with --to")
+    parser.add_argument("--to", choices=("timm", "torchvision"), help="write weights that this project loads")
+    parser.add_argument(
+        "--architecture",
+        help="timm's name of the model, where neither config.json nor the file's name tells efficientnet_b0 from "
+        "tf_efficientnet_b0",
+    )
+    # Training has a parameter of this name, which means another thing.
+    averaged = {"dest": "averaged", "metavar": "USE_EMA", "type": parse_bool, "default": True}
+    parser.add_argument("--use_ema", **averaged, help="take averaged weights where the file has them")
+    add_parameters(parser, OVERRIDES)
+    arguments = parser.parse_args(argv)
+    parameters = take_parameters(arguments)
+    suffix = ".safetensors" if arguments.to else ".ckpt"
+    if not arguments.target.endswith(suffix):
+        raise UsageError(f"--target {arguments.target}: the name of this file ends in {suffix}")
+    if os.path.exists(arguments.target) and os.path.exists(arguments.source):
+        if os.path.samefile(arguments.source, arguments.target):
+            raise UsageError("--source and --target are the same file")
+    if arguments.architecture and not ARCHITECTURE.fullmatch(arguments.architecture):
+        raise UsageError(
+            f"--architecture is '{arguments.architecture}', not efficientnet_b0 to b7 or tf_efficientnet_b0 to b7"
+        )
+    return arguments, parameters
+
+
+def main(argv=None) -> None:
+    """Read, translate, write, say what was done."""
+    arguments, parameters = parse_arguments(argv)
+    converted = read_source(arguments.source, arguments.architecture, arguments.averaged, parameters)
+    converted = dataclasses.replace(converted, info=override(converted.info, parameters))
+    check_weights(arguments.source, converted.info, converted.weights, network_shapes(converted.info))
+    if arguments.to:
+        hint = write_theirs(arguments.target, arguments.to, converted)
+    else:
+        write_checkpoint(arguments.target, converted.weights, converted.info)
+        hint = "python eval.py --checkpoint_path " + arguments.target
+    describe(converted)
+    print(f"written: {arguments.target}, for\n    {hint}")
+
+
+def describe(converted: Converted) -> None:
+    """Say what was found and what was assumed."""
+    info, images = converted.info, converted.info.preprocess
+    print(f"source: {converted.origin}")
+    print(
+        f"network: EfficientNet-{info.variant.upper()}, {info.num_classes} classes, padding {info.padding}, "
+        f"batch-norm epsilon {info.norm_eps:g}, {len(converted.weights)} tensors"
+    )
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (images.mean, images.std))
+    print(
+        f"images: {images.image_size} pixels out of {images.resize}, {images.interpolation}, mean {mean}, std {std}; "
+        "flags change these"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
