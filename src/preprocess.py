@@ -1,14 +1,36 @@
-"""What happens to an image before the network, as data, and the same in NumPy and Pillow."""
+"""What happens to an image before the network, as data, and the same in NumPy and Pillow.
+
+Rules that every program follows (this one, MindSpore's pipeline in `src/dataset.py`, the C++ program):
+
+- The image is decoded to RGB as Pillow's `convert("RGB")` does: greyscale is repeated, alpha is dropped, CMYK and
+  palettes are converted. The EXIF orientation is ignored, as ImageNet's training always did.
+- The shorter side becomes `resize` pixels; the longer `floor(long / short * resize)` in float32, MindSpore's arithmetic.
+- Pillow's resampling (8 bits, fixed point), then the centre with the odd pixel left on the right and at the bottom.
+- `(pixel - mean) / std` in float32, channels first.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
-from typing import Tuple
+import warnings
 
-from src.cli import RunError
+import numpy as np
+from PIL import Image
+
+from src.cli import RunError, describe_os_error
 
 INTERPOLATIONS = ("bicubic", "bilinear")
+RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+MAX_PIXELS = 100_000_000
+"""An image that says it has more is refused as a decompression bomb before anything is decoded."""
+MAX_RESIZED_SIDE = 1 << 15
+"""The longer side after resizing: a sliver of 1 x 60000 pixels would become a picture of gigabytes."""
+
+
+class ImageError(RunError):
+    """An image that cannot be used; the sentence names the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,18 +45,37 @@ class Preprocess:
         resize: pixels, the shorter side after resizing, at least `image_size`.
         interpolation: "bicubic" or "bilinear", as Pillow computes them.
         mean: per channel R, G, B in units of 0 to 255.
-        std: per channel R, G, B in units of 0 to 255.
+        std: per channel R, G, B in units of 0 to 255, above 0.
+
+    Raises:
+        RunError: for values that make no sense.
     """
 
     image_size: int = 224
     resize: int = 256
     interpolation: str = "bicubic"
-    mean: Tuple[float, float, float] = (127.5, 127.5, 127.5)
-    std: Tuple[float, float, float] = (127.5, 127.5, 127.5)
+    mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    std: tuple[float, float, float] = (127.5, 127.5, 127.5)
+
+    def __post_init__(self):
+        for name, low in (("image_size", 1), ("resize", self.image_size)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= MAX_RESIZED_SIDE:
+                raise RunError(
+                    f"the preprocessing's {name} is {value!r}, not a whole number from {low} to {MAX_RESIZED_SIDE}"
+                )
+        if self.interpolation not in INTERPOLATIONS:
+            raise RunError(f"the preprocessing's interpolation is {self.interpolation!r}, not bicubic or bilinear")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+                raise RunError(f"the preprocessing's {name} is {values!r}, not three numbers")
+        if min(self.std) <= 0:
+            raise RunError(f"the preprocessing's std is {self.std!r}; it must be above 0")
 
     @classmethod
-    def for_image_size(cls, image_size: int, crop_ratio: float = 0.875, **settings) -> "Preprocess":
-        """The usual settings for an image size: the shorter side is `image_size / crop_ratio`, rounded."""
+    def for_image_size(cls, image_size: int, crop_ratio: float = 0.875, **settings) -> Preprocess:
+        """The usual settings for an image size: the shorter side is `image_size / crop_ratio`, rounded half up."""
         return cls(image_size=image_size, resize=max(image_size, math.floor(image_size / crop_ratio + 0.5)), **settings)
 
     def to_dict(self) -> dict:
@@ -42,13 +83,126 @@ class Preprocess:
         return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_dict(cls, settings: dict) -> "Preprocess":
-        """Read what `to_dict` gave."""
-        settings = dict(settings)
-        for name in ("mean", "std"):
-            if name in settings:
-                settings[name] = tuple(float(value) for value in settings[name])
+    def from_dict(cls, settings: dict) -> Preprocess:
+        """Read what `to_dict` gave.
+
+        Raises:
+            RunError: if a setting is unknown or makes no sense.
+        """
         try:
+            settings = dict(settings)
+            for name in ("mean", "std"):
+                if name in settings:
+                    settings[name] = tuple(float(value) for value in settings[name])
             return cls(**settings)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise RunError(f"the preprocessing settings are broken ({error})") from None
+
+
+def open_image(data: bytes, path: str) -> Image.Image:
+    """Decode an image to RGB with Pillow.
+
+    Args:
+        data: the file's bytes.
+        path: its name, for the sentence.
+
+    Raises:
+        ImageError: if it is empty, no image, truncated, damaged, or too large.
+    """
+    if not data:
+        raise ImageError(f"{path}: the image file is empty")
+    try:
+        with warnings.catch_warnings():
+            # Our own limit is below Pillow's; its warnings on odd EXIF data say nothing about the pixels.
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data))
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(f"{path}: the image has {width} x {height} pixels, more than {MAX_PIXELS} are refused")
+            return image.convert("RGB")
+    except ImageError:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise all kinds of exceptions for broken files: OSError, ValueError, SyntaxError, struct.error.
+        raise ImageError(f"{path}: it is not an image that can be decoded ({type(error).__name__}: {error})") from None
+
+
+def read_file(path: str) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        ImageError: if it is missing or cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ImageError(describe_os_error(error)) from None
+
+
+def read_image(path: str) -> np.ndarray:
+    """Decode an image file: uint8 array of shape (H, W, 3), RGB.
+
+    Raises:
+        ImageError: see `open_image` and `read_file`.
+    """
+    return np.asarray(open_image(read_file(path), path))
+
+
+def resized_size(height: int, width: int, resize: int) -> tuple[int, int]:
+    """Height and width after the shorter side becomes `resize` pixels.
+
+    MindSpore divides in float32 and rounds down; the same is done here, so that no image differs by a row.
+    """
+    short, long = min(height, width), max(height, width)
+    longer = int(np.floor(np.float32(long) / np.float32(short) * np.float32(resize)))
+    return (resize, longer) if height <= width else (longer, resize)
+
+
+def crop_for_evaluation(image: np.ndarray | Image.Image, preprocess: Preprocess, path: str = "the image") -> np.ndarray:
+    """Resize the shorter side and cut out the centre.
+
+    Args:
+        image: uint8 array of shape (H, W, 3), or a Pillow image in RGB.
+        preprocess: the sizes and the interpolation.
+        path: for the sentence.
+
+    Returns:
+        uint8 array of shape (image_size, image_size, 3).
+
+    Raises:
+        ImageError: if the image is so elongated that its longer side would pass MAX_RESIZED_SIDE pixels.
+    """
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    height, width = resized_size(image.height, image.width, preprocess.resize)
+    if max(height, width) > MAX_RESIZED_SIDE:
+        raise ImageError(f"{path}: an image of {image.width} x {image.height} pixels is too elongated")
+    image = image.resize((width, height), RESAMPLING[preprocess.interpolation])
+    top, left = (height - preprocess.image_size) // 2, (width - preprocess.image_size) // 2
+    box = (left, top, left + preprocess.image_size, top + preprocess.image_size)
+    return np.asarray(image.crop(box))
+
+
+def normalise(crop: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """`(pixel - mean) / std` in float32, channels first.
+
+    Args:
+        crop: uint8 array of shape (S, S, 3).
+        preprocess: mean and std.
+
+    Returns:
+        float32 array of shape (3, S, S).
+    """
+    mean = np.asarray(preprocess.mean, np.float32)
+    std = np.asarray(preprocess.std, np.float32)
+    return np.ascontiguousarray(((crop.astype(np.float32) - mean) / std).transpose(2, 0, 1))
+
+
+def load_image(path: str, preprocess: Preprocess) -> np.ndarray:
+    """An image file as the network's input: float32 array of shape (3, S, S).
+
+    Raises:
+        ImageError: if the file cannot be used.
+    """
+    return normalise(crop_for_evaluation(open_image(read_file(path), path), preprocess, path), preprocess)
