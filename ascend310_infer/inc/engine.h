@@ -1,0 +1,74 @@
+// The seam: what turns a batch of images into logits. Everything on our side of it runs and is tested on a CPU.
+#ifndef ASCEND310_INFER_ENGINE_H
+#define ASCEND310_INFER_ENGINE_H
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "preprocess.h"
+
+enum class PixelType {
+  kFloat32Nchw,  // preprocessed
+  kUint8Nhwc     // cropped only; the model normalises
+};
+
+// What a loaded model takes and gives.
+struct ModelShape {
+  PixelType pixel_type = PixelType::kFloat32Nchw;
+  size_t batch_size = 0;
+  size_t image_size = 0;
+  size_t num_classes = 0;
+
+  size_t image_bytes() const {
+    return image_size * image_size * 3 * (pixel_type == PixelType::kFloat32Nchw ? sizeof(float) : 1);
+  }
+};
+
+struct EngineOptions {
+  std::string model_path;
+  std::string device_target;  // Ascend or CPU
+  int device_id = 0;
+  size_t batch_size = 0;  // 0: the model's, or one that suits the engine where the model takes any
+};
+
+// One model on one device. Not for several threads at once.
+class Engine {
+ public:
+  virtual ~Engine() = default;
+
+  virtual const ModelShape &shape() const = 0;
+
+  // Where the next batch goes: shape().batch_size images of shape().image_bytes() bytes. Valid until infer().
+  virtual uint8_t *input() = 0;
+
+  // Runs the whole batch. Returns batch_size rows of num_classes logits, valid until the next call. Throws RunError.
+  virtual const float *infer() = 0;
+};
+
+// The engines built into this program, by name: "mindspore_lite", "openvino".
+std::vector<std::string> list_engines();
+
+// The engine for a model file by its suffix (.mindir: mindspore_lite, .onnx: openvino). Throws UsageError if the suffix
+// says nothing.
+std::string choose_engine(const std::string &model_path);
+
+// Loads the model. Throws UsageError if the engine is not built in or cannot do what is asked, RunError if it fails.
+std::unique_ptr<Engine> load_engine(const std::string &name, const EngineOptions &options);
+
+// Each engine, in its own file; only those of list_engines() are linked.
+std::unique_ptr<Engine> load_mindspore_lite(const EngineOptions &options);
+std::unique_ptr<Engine> load_openvino(const EngineOptions &options);
+
+// Shared by the engines. Finds out what a model takes and gives from its input's and output's dimensions (-1: any).
+// Throws RunError if it takes no square RGB images, UsageError if `wanted_batch` is not 0 and contradicts it.
+// A batch of any size becomes `wanted_batch`, or `default_batch` where that is 0.
+ModelShape describe_model(const std::string &model_path, PixelType pixel_type, const std::vector<int64_t> &input,
+                          size_t wanted_batch, size_t default_batch);
+
+// The number of classes from the output's dimensions, which must be (batch_size, classes). Throws RunError.
+size_t count_classes(const std::string &model_path, const std::vector<int64_t> &output, size_t batch_size);
+
+#endif

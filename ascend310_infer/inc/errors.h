@@ -1,0 +1,29 @@
+// Errors are sentences: what was wrong, with which file or flag, and what to do.
+#ifndef ASCEND310_INFER_ERRORS_H
+#define ASCEND310_INFER_ERRORS_H
+
+#include <stdexcept>
+#include <string>
+
+// The command cannot mean what it says: unknown flag, bad value, contradiction. Exit code 2.
+class UsageError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// The command was right and failed: unreadable file, full disk, no such device. Exit code 1.
+class RunError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// One image cannot be used. The run goes on with the others and ends with exit code 1.
+class ImageError : public RunError {
+ public:
+  using RunError::RunError;
+};
+
+// "PATH: there is no space left on the device" for a value of errno.
+std::string describe_errno(int number, const std::string &path);
+
+#endif

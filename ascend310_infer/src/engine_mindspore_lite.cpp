@@ -1,0 +1,118 @@
+// MINDIR on Ascend or the CPU by MindSpore Lite's public C++ interface (its cloud-side package).
+
+#include <include/api/context.h>
+#include <include/api/model.h>
+#include <include/api/status.h>
+#include <include/api/types.h>
+
+#include "engine.h"
+#include "errors.h"
+
+namespace {
+
+constexpr size_t kDefaultBatch = 16;
+
+std::string describe(const mindspore::Status &status) {
+  const std::string text = status.ToString();
+  return text.empty() ? "status " + std::to_string(status.StatusCode()) : text;
+}
+
+std::shared_ptr<mindspore::Context> make_context(const EngineOptions &options) {
+  auto context = std::make_shared<mindspore::Context>();
+  if (options.device_target == "Ascend") {
+    auto device = std::make_shared<mindspore::AscendDeviceInfo>();
+    device->SetDeviceID(static_cast<uint32_t>(options.device_id));
+    context->MutableDeviceInfo().push_back(device);
+  } else {
+    context->MutableDeviceInfo().push_back(std::make_shared<mindspore::CPUDeviceInfo>());
+  }
+  return context;
+}
+
+class MindSporeLiteEngine : public Engine {
+ public:
+  explicit MindSporeLiteEngine(const EngineOptions &options) : model_path_(options.model_path) {
+    const bool lite_file = model_path_.size() > 3 && model_path_.compare(model_path_.size() - 3, 3, ".ms") == 0;
+    const auto built = model_.Build(model_path_, lite_file ? mindspore::kMindIR_Lite : mindspore::kMindIR,
+                                    make_context(options));
+    if (built != mindspore::kSuccess) {
+      throw RunError(model_path_ + ": MindSpore Lite cannot load it on " + options.device_target + " device " +
+                     std::to_string(options.device_id) + ": " + describe(built));
+    }
+    inputs_ = model_.GetInputs();
+    if (inputs_.size() != 1) {
+      throw RunError(model_path_ + ": it has " + std::to_string(inputs_.size()) + " inputs, not one");
+    }
+    const auto type = inputs_[0].DataType();
+    if (type != mindspore::DataType::kNumberTypeFloat32 && type != mindspore::DataType::kNumberTypeUInt8) {
+      throw RunError(model_path_ + ": its input is neither float32 nor uint8 (MindSpore's type " +
+                     std::to_string(static_cast<int>(type)) + ")");
+    }
+    const bool planes = type == mindspore::DataType::kNumberTypeFloat32;
+    shape_ = describe_model(model_path_, planes ? PixelType::kFloat32Nchw : PixelType::kUint8Nhwc, inputs_[0].Shape(),
+                            options.batch_size, kDefaultBatch);
+    fix_batch();
+    if (inputs_[0].DataSize() != shape_.batch_size * shape_.image_bytes()) {
+      throw RunError(model_path_ + ": MindSpore Lite made room for " + std::to_string(inputs_[0].DataSize()) +
+                     " bytes of input, expected " + std::to_string(shape_.batch_size * shape_.image_bytes()));
+    }
+    // The output's shape is known for certain only after a run; this one also takes the start-up out of the timings.
+    infer_once();
+    shape_.num_classes = count_classes(model_path_, outputs_[0].Shape(), shape_.batch_size);
+  }
+
+  const ModelShape &shape() const override { return shape_; }
+
+  uint8_t *input() override {
+    auto *data = static_cast<uint8_t *>(inputs_[0].MutableData());
+    if (data == nullptr) throw RunError("MindSpore Lite gives no memory for the input");
+    return data;
+  }
+
+  const float *infer() override {
+    infer_once();
+    // Data() brings the logits to the host where they are on the device, and is kept as long as they are read.
+    logits_ = outputs_[0].Data();
+    if (logits_ == nullptr || outputs_[0].DataSize() != shape_.batch_size * shape_.num_classes * sizeof(float)) {
+      throw RunError("MindSpore Lite gave " + std::to_string(outputs_[0].DataSize()) + " bytes of logits");
+    }
+    return static_cast<const float *>(logits_.get());
+  }
+
+ private:
+  // A model that was exported for any batch size gets the one in use.
+  void fix_batch() {
+    std::vector<int64_t> dimensions = inputs_[0].Shape();
+    if (dimensions[0] == static_cast<int64_t>(shape_.batch_size)) return;
+    dimensions[0] = static_cast<int64_t>(shape_.batch_size);
+    const auto resized = model_.Resize(inputs_, {dimensions});
+    if (resized != mindspore::kSuccess) {
+      throw RunError(model_path_ + ": MindSpore Lite cannot run it on batches of " +
+                     std::to_string(shape_.batch_size) + ": " + describe(resized));
+    }
+    inputs_ = model_.GetInputs();
+  }
+
+  void infer_once() {
+    input();  // the memory must exist before the first run, filled or not
+    const auto done = model_.Predict(inputs_, &outputs_);
+    if (done != mindspore::kSuccess) throw RunError("MindSpore Lite failed: " + describe(done));
+    if (outputs_.size() != 1 || outputs_[0].DataType() != mindspore::DataType::kNumberTypeFloat32) {
+      throw RunError(model_path_ + ": it has " + std::to_string(outputs_.size()) +
+                     " outputs; expected one, of type float32");
+    }
+  }
+
+  std::string model_path_;
+  mindspore::Model model_;
+  std::vector<mindspore::MSTensor> inputs_;
+  std::vector<mindspore::MSTensor> outputs_;
+  std::shared_ptr<const void> logits_;
+  ModelShape shape_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> load_mindspore_lite(const EngineOptions &options) {
+  return std::make_unique<MindSporeLiteEngine>(options);
+}

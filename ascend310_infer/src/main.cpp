@@ -1,0 +1,128 @@
+// Classify every image of a folder of class folders on Ascend or a CPU.
+
+#include <csignal>
+#include <exception>
+#include <iostream>
+#include <new>
+#include <numeric>
+
+#include "classify.h"
+#include "engine.h"
+#include "errors.h"
+#include "image_folder.h"
+#include "model_info.h"
+#include "options.h"
+#include "results.h"
+
+namespace {
+
+// What a result depends on beside the image.
+std::string identify(const Options &options, const Preprocess &preprocess) {
+  std::string text = identify_model(options.engine.model_path);
+  text += std::to_string(preprocess.image_size) + " " + std::to_string(preprocess.resize) + " " +
+          (preprocess.interpolation == Interpolation::kBicubic ? "bicubic" : "bilinear");
+  for (const auto &values : {preprocess.mean, preprocess.std}) {
+    for (const float value : values) text += " " + std::to_string(value);
+  }
+  return text + "\n";
+}
+
+// Refuses a model file that is not what its description says.
+void check_shape(const ModelShape &shape, const ModelInfo &info, const std::string &model_path) {
+  if (shape.image_size != info.preprocess.image_size) {
+    throw RunError(model_path + ": it takes images of " + std::to_string(shape.image_size) +
+                   " pixels, but its description says " + std::to_string(info.preprocess.image_size));
+  }
+  if (shape.num_classes != info.num_classes) {
+    throw RunError(model_path + ": it gives " + std::to_string(shape.num_classes) +
+                   " logits, but its description says " + std::to_string(info.num_classes) + " classes");
+  }
+}
+
+// The images without a result.
+Work list_work(const ImageFolder &folder, const std::vector<bool> &done) {
+  Work work;
+  for (size_t i = 0; i < folder.paths.size(); ++i) {
+    if (done[i]) continue;
+    work.paths.push_back(folder.root + "/" + folder.paths[i]);
+    work.indices.push_back(i);
+  }
+  return work;
+}
+
+int run(int argc, char **argv) {
+  // -------- Options --------
+  const auto options = parse_options(argc, argv);
+  if (!options) return 0;
+
+  // -------- Prepare: the model's description, the images, the engine, the results --------
+  const std::string &model_path = options->engine.model_path;
+  const ModelInfo info = read_model_info(model_path);
+  const ImageFolder folder = read_image_folder(options->dataset_path);
+  check_classes(info, folder.classes, folder.root, model_path);
+  const auto engine = load_engine(options->engine_name, options->engine);
+  check_shape(engine->shape(), info, model_path);
+  ResultFolder results(options->result_path, name_results(folder.paths));
+  const std::string identity = identify(*options, info.preprocess);
+  std::vector<bool> done(folder.paths.size(), false);
+  if (options->skip_existing) {
+    done = results.continue_run(identity, info.num_classes);
+  } else {
+    results.begin(identity);
+  }
+  const Work work = list_work(folder, done);
+  const size_t skipped = folder.paths.size() - work.paths.size();
+  std::cout << folder.paths.size() << " images in " << folder.classes.size() << " classes, " << skipped
+            << " with a result already; engine " << options->engine_name << " on " << options->engine.device_target
+            << " " << options->engine.device_id << ", batches of " << engine->shape().batch_size << ", "
+            << options->threads << " decoder threads" << std::endl;
+
+  // -------- Run --------
+  RunReport report;
+  for (size_t round = 0; round < options->repeat; ++round) {
+    classify(work, info.preprocess, options->threads, *engine, results, report);
+  }
+
+  // -------- Report --------
+  if (options->benchmark_batches > 0) {
+    report.engine_images_per_second = measure_engine(*engine, options->benchmark_batches);
+  }
+  write_timings(options->time_path, options->engine_name, engine->shape().batch_size, skipped, report);
+  if (report.unusable > 0) {
+    throw RunError(std::to_string(report.unusable) + " images could not be used, named above; the other " +
+                   std::to_string(report.classified) + " have their results in " + options->result_path);
+  }
+  return 0;
+}
+
+// One line, whatever a library put into its message.
+std::string join_lines(const std::string &text) {
+  std::string line;
+  for (const char c : text) {
+    const bool space = c == '\n' || c == '\r' || c == '\t' || c == ' ';
+    if (!space) line += c;
+    if (space && !line.empty() && line.back() != ' ') line += ' ';
+  }
+  return line;
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+  // A write beyond a limit on file sizes is an error like a full disk, not the end.
+  std::signal(SIGXFSZ, SIG_IGN);
+  int code = 1;
+  std::string sentence;
+  try {
+    return run(argc, argv);
+  } catch (const UsageError &error) {
+    sentence = error.what();
+    code = 2;
+  } catch (const std::bad_alloc &) {
+    sentence = "not enough memory; a smaller --batch_size or fewer --threads need less";
+  } catch (const std::exception &error) {
+    sentence = error.what();
+  }
+  std::cerr << "error: " << join_lines(sentence) << std::endl;
+  return code;
+}

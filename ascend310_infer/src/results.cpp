@@ -1,0 +1,72 @@
+#include "results.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "errors.h"
+
+namespace {
+
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "result files are little-endian");
+
+constexpr char kModelFile[] = "/.model";  // hidden, so that it is no result
+
+}  // namespace
+
+ResultFolder::ResultFolder(const std::string &root, std::vector<std::string> names)
+    : root_(root), names_(std::move(names)) {
+  make_folders(root_);
+  lock_ = FileDescriptor(::open(root_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!lock_.is_open()) throw RunError(describe_errno(errno, root_));
+  if (::flock(lock_.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    throw RunError(root_ + ": another run is writing its results there; name another --result_path");
+  }
+}
+
+void ResultFolder::begin(const std::string &model_identity) {
+  for (const std::string &name : names_) {
+    const std::string path = root_ + "/" + name;
+    if (::unlink(path.c_str()) != 0 && errno != ENOENT && errno != ENOTDIR) throw RunError(describe_errno(errno, path));
+  }
+  write_file_atomically(root_ + kModelFile, model_identity.data(), model_identity.size());
+}
+
+std::vector<bool> ResultFolder::continue_run(const std::string &model_identity, size_t num_classes) {
+  std::vector<bool> done(names_.size(), false);
+  struct stat status {};
+  if (::stat((root_ + kModelFile).c_str(), &status) != 0) {
+    begin(model_identity);  // nothing to go on with, or results of unknown origin
+    return done;
+  }
+  const std::vector<uint8_t> noted = read_file(root_ + kModelFile, 4096);
+  if (std::string(noted.begin(), noted.end()) != model_identity) {
+    throw RunError(root_ + ": its results are another model's; run without --skip_existing to replace them");
+  }
+  for (size_t i = 0; i < names_.size(); ++i) {
+    done[i] = ::stat((root_ + "/" + names_[i]).c_str(), &status) == 0 && S_ISREG(status.st_mode) &&
+              static_cast<size_t>(status.st_size) == num_classes * sizeof(float);
+  }
+  return done;
+}
+
+void ResultFolder::write(size_t index, const float *logits, size_t count) {
+  const std::string path = root_ + "/" + names_[index];
+  const std::string folder = path.substr(0, path.rfind('/'));
+  if (folder != last_folder_) {
+    make_folders(folder);
+    last_folder_ = folder;
+  }
+  write_file_atomically(path, logits, count * sizeof(float));
+}
+
+std::string identify_model(const std::string &model_path) {
+  const std::vector<uint8_t> data = read_file(model_path, size_t{4} << 30);
+  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  for (const uint8_t byte : data) hash = (hash ^ byte) * 0x100000001b3;
+  return std::to_string(data.size()) + " bytes, FNV-1a " + std::to_string(hash) + "\n";
+}
