@@ -13,7 +13,8 @@ class ResultFolder {
   // Creates the folder `root` and locks it. Throws RunError if it cannot be written or another run holds it.
   ResultFolder(const std::string &root, std::vector<std::string> names);
 
-  // Starts anew: removes the results of these names and notes which model the coming ones are of. Throws RunError.
+  // Starts anew: notes which model the coming results are of, and removes earlier ones: all in a folder that this
+  // program wrote, in another folder those of the same names. Throws RunError.
   void begin(const std::string &model_identity);
 
   // Goes on with what a killed run left. Returns for each name whether its result is there, whole, with `num_classes`

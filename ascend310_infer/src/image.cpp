@@ -38,7 +38,7 @@ Image decode_image(const uint8_t *data, size_t size, const std::string &path) {
 void check_image_size(uint64_t width, uint64_t height, const std::string &path) {
   if (width == 0 || height == 0) throw ImageError(path + ": the image has no pixels");
   if (width > kMaxPixels || height > kMaxPixels || width * height > kMaxPixels) {
-    throw ImageError(path + ": the image has " + std::to_string(width) + " x " + std::to_string(height) +
-                     " pixels, more than " + std::to_string(kMaxPixels) + " are refused");
+    throw ImageError(path + ": the image is refused, it has " + std::to_string(width) + " x " + std::to_string(height) +
+                     " pixels; the limit is " + std::to_string(kMaxPixels));
   }
 }

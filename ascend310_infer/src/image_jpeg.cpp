@@ -3,6 +3,7 @@
 #include <csetjmp>
 #include <cstdio>
 #include <string>
+#include <utility>
 
 // jpeglib.h needs size_t and FILE from the headers above.
 #include <jpeglib.h>
@@ -15,29 +16,46 @@ namespace {
 // A small progressive file can ask for any number of passes over a large image; encoders make about ten.
 constexpr int kMaxScans = 500;
 
-struct ErrorManager {
-  jpeg_error_mgr base;  // first, so that libjpeg's pointer to it is a pointer to this
-  std::jmp_buf leave;
-  char message[JMSG_LENGTH_MAX];
+// Everything that decoding one image holds. It belongs to the caller of the functions that libjpeg's errors leave by
+// longjmp, so that nothing is skipped and nothing is in doubt afterwards.
+struct Decoding {
+  Decoding() { decoder.err = jpeg_std_error(&errors); }
+  Decoding(const Decoding &) = delete;
+  Decoding &operator=(const Decoding &) = delete;
+  ~Decoding() { jpeg_destroy_decompress(&decoder); }
+
+  jpeg_decompress_struct decoder{};
+  jpeg_error_mgr errors{};
+  jpeg_progress_mgr progress{};
+  jpeg_source_mgr source{};
+  std::jmp_buf leave{};
+  char message[JMSG_LENGTH_MAX] = "";
+  Image image;
+  std::vector<uint8_t> row;
 };
 
+Decoding &decoding_of(j_common_ptr decoder) { return *static_cast<Decoding *>(decoder->client_data); }
+
 [[noreturn]] void on_error(j_common_ptr decoder) {
-  auto *errors = reinterpret_cast<ErrorManager *>(decoder->err);
-  decoder->err->format_message(decoder, errors->message);
-  std::longjmp(errors->leave, 1);
+  Decoding &decoding = decoding_of(decoder);
+  decoder->err->format_message(decoder, decoding.message);
+  std::longjmp(decoding.leave, 1);
 }
 
 void on_message(j_common_ptr) {}
 
-[[noreturn]] void leave_with(j_decompress_ptr decoder, const char *message) {
-  auto *errors = reinterpret_cast<ErrorManager *>(decoder->err);
-  std::snprintf(errors->message, sizeof(errors->message), "%s", message);
-  std::longjmp(errors->leave, 1);
+[[noreturn]] void leave_with(j_common_ptr decoder, const char *message) {
+  Decoding &decoding = decoding_of(decoder);
+  std::snprintf(decoding.message, sizeof(decoding.message), "%s", message);
+  std::longjmp(decoding.leave, 1);
+}
+
+[[noreturn]] void leave_truncated(j_decompress_ptr decoder) {
+  leave_with(reinterpret_cast<j_common_ptr>(decoder), "the image file is truncated");
 }
 
 void limit_scans(j_common_ptr decoder) {
-  auto *decompress = reinterpret_cast<j_decompress_ptr>(decoder);
-  if (decompress->input_scan_number > kMaxScans) leave_with(decompress, "too many scans");
+  if (reinterpret_cast<j_decompress_ptr>(decoder)->input_scan_number > kMaxScans) leave_with(decoder, "too many scans");
 }
 
 // The source: all bytes at once, and none after them. libjpeg's own memory source would make up an end of image and
@@ -48,11 +66,9 @@ void end_source(j_decompress_ptr) {}
 
 void skip_input(j_decompress_ptr decoder, long count) {
   if (count <= 0) return;
-  const size_t available = decoder->src->bytes_in_buffer;
-  const size_t skipped = static_cast<size_t>(count) < available ? static_cast<size_t>(count) : available;
-  if (skipped < static_cast<size_t>(count)) leave_with(decoder, "the image file is truncated");
-  decoder->src->next_input_byte += skipped;
-  decoder->src->bytes_in_buffer -= skipped;
+  if (static_cast<size_t>(count) > decoder->src->bytes_in_buffer) leave_truncated(decoder);
+  decoder->src->next_input_byte += count;
+  decoder->src->bytes_in_buffer -= static_cast<size_t>(count);
 }
 
 // Converts a row of inverted CMYK, as every CMYK JPEG is taken to be, with Pillow's arithmetic.
@@ -66,75 +82,76 @@ void convert_cmyk_row(const uint8_t *row, size_t width, uint8_t *rgb) {
   }
 }
 
-}  // namespace
-
-// Everything with a destructor is made before setjmp: longjmp runs no destructors.
-Image decode_jpeg(const uint8_t *data, size_t size, const std::string &path) {
-  Image image;
-  std::vector<uint8_t> row;
-  std::string failure;
-  jpeg_decompress_struct decoder{};
-  ErrorManager errors{};
-  jpeg_progress_mgr progress{};
-  jpeg_source_mgr source{};
-  decoder.err = jpeg_std_error(&errors.base);
-  errors.base.error_exit = on_error;
-  errors.base.output_message = on_message;
-  progress.progress_monitor = limit_scans;
-  source.init_source = start_source;
-  source.fill_input_buffer = refuse_more;
-  source.skip_input_data = skip_input;
-  source.resync_to_restart = jpeg_resync_to_restart;
-  source.term_source = end_source;
-  source.next_input_byte = data;
-  source.bytes_in_buffer = size;
-
-  if (setjmp(errors.leave) != 0) {
-    jpeg_destroy_decompress(&decoder);
-    throw ImageError(path + ": it is not an image that can be decoded (JPEG: " + errors.message + ")");
-  }
+// Reads up to the first pixels. False, with a message, for a file that is damaged or of a kind that is not read.
+bool read_header(Decoding &decoding) {
+  jpeg_decompress_struct &decoder = decoding.decoder;
+  if (setjmp(decoding.leave) != 0) return false;
+  decoder.client_data = &decoding;
+  decoding.errors.error_exit = on_error;
+  decoding.errors.output_message = on_message;
   jpeg_create_decompress(&decoder);
-  decoder.src = &source;
-  decoder.progress = &progress;
-  if (jpeg_read_header(&decoder, TRUE) == JPEG_SUSPENDED) leave_with(&decoder, "the image file is truncated");
-  if (decoder.data_precision != 8) leave_with(&decoder, "only samples of 8 bits are read");
-  const size_t width = decoder.image_width;
-  const size_t height = decoder.image_height;
-  try {
-    check_image_size(width, height, path);
-    image.width = width;
-    image.height = height;
-    image.pixels.resize(width * height * 3);
-    row.resize(width * 4);
-  } catch (...) {
-    jpeg_destroy_decompress(&decoder);
-    throw;
-  }
+  decoder.src = &decoding.source;
+  decoding.progress.progress_monitor = limit_scans;
+  decoder.progress = &decoding.progress;
+  if (jpeg_read_header(&decoder, TRUE) == JPEG_SUSPENDED) leave_truncated(&decoder);
+  const auto common = reinterpret_cast<j_common_ptr>(&decoder);
+  if (decoder.data_precision != 8) leave_with(common, "only samples of 8 bits are read");
   switch (decoder.num_components) {
     case 1:
       decoder.out_color_space = JCS_GRAYSCALE;
-      break;
+      return true;
     case 3:
       decoder.out_color_space = JCS_RGB;
-      break;
+      return true;
     case 4:
       decoder.out_color_space = JCS_CMYK;
-      break;
+      return true;
     default:
-      leave_with(&decoder, "images of 2 components are not read");
+      leave_with(common, "images of 2 components are not read");
   }
-  if (!jpeg_start_decompress(&decoder)) leave_with(&decoder, "the image file is truncated");
-  while (decoder.output_scanline < height) {
-    uint8_t *rgb = image.pixels.data() + decoder.output_scanline * width * 3;
-    JSAMPROW target = decoder.num_components == 3 ? rgb : row.data();
-    if (jpeg_read_scanlines(&decoder, &target, 1) != 1) leave_with(&decoder, "the image file is truncated");
+}
+
+// Reads all rows. What is wrong after the last one (a missing end) does not matter.
+bool read_rows(Decoding &decoding) {
+  jpeg_decompress_struct &decoder = decoding.decoder;
+  if (setjmp(decoding.leave) != 0) return false;
+  if (!jpeg_start_decompress(&decoder)) leave_truncated(&decoder);
+  const size_t width = decoding.image.width;
+  while (decoder.output_scanline < decoder.output_height) {
+    uint8_t *rgb = decoding.image.pixels.data() + decoder.output_scanline * width * 3;
+    uint8_t *row = decoding.row.data();
+    JSAMPROW target = decoder.num_components == 3 ? rgb : row;
+    if (jpeg_read_scanlines(&decoder, &target, 1) != 1) leave_truncated(&decoder);
     if (decoder.num_components == 4) {
-      convert_cmyk_row(row.data(), width, rgb);
+      convert_cmyk_row(row, width, rgb);
     } else if (decoder.num_components == 1) {
       for (size_t x = 0; x < width; ++x) rgb[3 * x] = rgb[3 * x + 1] = rgb[3 * x + 2] = row[x];
     }
   }
-  // All rows are there: what is wrong after them (a missing end mark) is nobody's concern.
-  jpeg_destroy_decompress(&decoder);
-  return image;
+  return true;
+}
+
+}  // namespace
+
+Image decode_jpeg(const uint8_t *data, size_t size, const std::string &path) {
+  Decoding decoding;
+  decoding.source.init_source = start_source;
+  decoding.source.fill_input_buffer = refuse_more;
+  decoding.source.skip_input_data = skip_input;
+  decoding.source.resync_to_restart = jpeg_resync_to_restart;
+  decoding.source.term_source = end_source;
+  decoding.source.next_input_byte = data;
+  decoding.source.bytes_in_buffer = size;
+  const auto refuse = [&] {
+    return ImageError(path + ": it is not an image that can be decoded (JPEG: " + decoding.message + ")");
+  };
+  if (!read_header(decoding)) throw refuse();
+  Image &image = decoding.image;
+  image.width = decoding.decoder.image_width;
+  image.height = decoding.decoder.image_height;
+  check_image_size(image.width, image.height, path);
+  image.pixels.resize(image.width * image.height * 3);
+  decoding.row.resize(image.width * 4);
+  if (!read_rows(decoding)) throw refuse();
+  return std::move(image);
 }

@@ -2,7 +2,6 @@
 
 #include <png.h>
 
-#include <algorithm>
 #include <csetjmp>
 #include <cstdio>
 #include <cstring>
@@ -12,34 +11,47 @@
 
 namespace {
 
-struct Reader {
-  const uint8_t *data;
+// Everything that decoding one image holds. It belongs to the caller of the functions that libpng's errors leave by
+// longjmp, so that nothing is skipped and nothing is in doubt afterwards.
+struct Decoding {
+  Decoding(const uint8_t *bytes, size_t count) : data(bytes), size(count) {}
+  Decoding(const Decoding &) = delete;
+  Decoding &operator=(const Decoding &) = delete;
+  ~Decoding() { png_destroy_read_struct(&png, &info, nullptr); }
+
+  const uint8_t *data;  // what is not read yet
   size_t size;
-  std::jmp_buf leave;
-  char message[200];
+  png_structp png = nullptr;
+  png_infop info = nullptr;
+  std::jmp_buf leave{};
+  char message[200] = "";
+
+  size_t width = 0;
+  size_t height = 0;
+  int colour_type = 0;
+  int depth = 0;
+  int passes = 1;
+  uint8_t palette[256][3] = {};  // indices beyond the file's palette are black
+  size_t row_bytes = 0;
+  std::vector<uint8_t> raw;
+  std::vector<uint8_t *> rows;
 };
 
 [[noreturn]] void on_error(png_structp png, png_const_charp message) {
-  auto *reader = static_cast<Reader *>(png_get_error_ptr(png));
-  std::snprintf(reader->message, sizeof(reader->message), "%s", message);
-  std::longjmp(reader->leave, 1);
+  auto *decoding = static_cast<Decoding *>(png_get_error_ptr(png));
+  std::snprintf(decoding->message, sizeof(decoding->message), "%s", message);
+  std::longjmp(decoding->leave, 1);
 }
 
 void on_warning(png_structp, png_const_charp) {}
 
 void read_bytes(png_structp png, png_bytep target, size_t count) {
-  auto *reader = static_cast<Reader *>(png_get_io_ptr(png));
-  if (count > reader->size) png_error(png, "the image file is truncated");
-  std::memcpy(target, reader->data, count);
-  reader->data += count;
-  reader->size -= count;
+  auto *decoding = static_cast<Decoding *>(png_get_io_ptr(png));
+  if (count > decoding->size) png_error(png, "the image file is truncated");
+  std::memcpy(target, decoding->data, count);
+  decoding->data += count;
+  decoding->size -= count;
 }
-
-struct Samples {
-  int colour_type = 0;
-  int depth = 0;
-  uint8_t palette[256][3] = {};  // indices beyond the file's palette are black
-};
 
 size_t count_channels(int colour_type) {
   switch (colour_type) {
@@ -54,20 +66,18 @@ size_t count_channels(int colour_type) {
   }
 }
 
-// One row of raw samples to RGB. Alpha is dropped. Of 16 bits the high byte counts, except for grey without alpha,
-// which Pillow reads as whole numbers and clips at 255.
-void convert_row(const uint8_t *row, size_t width, const Samples &samples, uint8_t *rgb) {
-  const bool wide = samples.depth == 16;
-  const size_t step = count_channels(samples.colour_type) * (wide ? 2 : 1);
-  switch (samples.colour_type) {
+// One row of raw samples to RGB. Alpha is dropped, and of 16 bits the upper 8 are kept.
+void convert_row(const uint8_t *row, size_t width, const Decoding &decoding, uint8_t *rgb) {
+  const bool wide = decoding.depth == 16;
+  const size_t step = count_channels(decoding.colour_type) * (wide ? 2 : 1);
+  switch (decoding.colour_type) {
     case PNG_COLOR_TYPE_PALETTE:
-      for (size_t x = 0; x < width; ++x) std::memcpy(rgb + 3 * x, samples.palette[row[x]], 3);
+      for (size_t x = 0; x < width; ++x) std::memcpy(rgb + 3 * x, decoding.palette[row[x]], 3);
       break;
     case PNG_COLOR_TYPE_GRAY: {
-      const int scale = samples.depth < 8 ? 255 / ((1 << samples.depth) - 1) : 1;
+      const int scale = decoding.depth < 8 ? 255 / ((1 << decoding.depth) - 1) : 1;
       for (size_t x = 0; x < width; ++x) {
-        const int value = wide ? std::min(row[2 * x] * 256 + row[2 * x + 1], 255) : row[x] * scale;
-        std::memset(rgb + 3 * x, value, 3);
+        std::memset(rgb + 3 * x, row[step * x] * scale, 3);
       }
       break;
     }
@@ -81,77 +91,73 @@ void convert_row(const uint8_t *row, size_t width, const Samples &samples, uint8
   }
 }
 
-}  // namespace
-
-// Everything with a destructor is made before setjmp: longjmp runs no destructors.
-Image decode_png(const uint8_t *data, size_t size, const std::string &path) {
-  Image image;
-  Samples samples;
-  std::vector<uint8_t> raw;
-  std::vector<uint8_t *> rows;
-  Reader reader{data, size, {}, {}};
-  png_structp png = nullptr;
-  png_infop info = nullptr;
-  png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &reader, on_error, on_warning);
-  if (png != nullptr) info = png_create_info_struct(png);
-  if (info == nullptr) {
-    png_destroy_read_struct(&png, nullptr, nullptr);
-    throw ImageError(path + ": there is not enough memory to decode it");
+// Reads up to the first pixels. False, with a message, for a file that is damaged.
+bool read_header(Decoding &decoding) {
+  if (setjmp(decoding.leave) != 0) return false;
+  decoding.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &decoding, on_error, on_warning);
+  if (decoding.png != nullptr) decoding.info = png_create_info_struct(decoding.png);
+  if (decoding.info == nullptr) {
+    std::snprintf(decoding.message, sizeof(decoding.message), "there is not enough memory");
+    return false;
   }
-  if (setjmp(reader.leave) != 0) {
-    png_destroy_read_struct(&png, &info, nullptr);
-    throw ImageError(path + ": it is not an image that can be decoded (PNG: " + reader.message + ")");
-  }
-  png_set_read_fn(png, &reader, read_bytes);
-  png_set_user_limits(png, PNG_UINT_31_MAX, PNG_UINT_31_MAX);  // check_image_size is the limit
-  png_set_crc_action(png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
-  png_read_info(png, info);
-  const size_t width = png_get_image_width(png, info);
-  const size_t height = png_get_image_height(png, info);
-  try {
-    check_image_size(width, height, path);  // before libpng makes room for a row
-    image.width = width;
-    image.height = height;
-    image.pixels.resize(width * height * 3);
-  } catch (...) {
-    png_destroy_read_struct(&png, &info, nullptr);
-    throw;
-  }
-  samples.colour_type = png_get_color_type(png, info);
-  samples.depth = png_get_bit_depth(png, info);
+  png_set_read_fn(decoding.png, &decoding, read_bytes);
+  png_set_user_limits(decoding.png, PNG_UINT_31_MAX, PNG_UINT_31_MAX);  // check_image_size is the limit
+  png_set_crc_action(decoding.png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
+  png_read_info(decoding.png, decoding.info);
+  decoding.width = png_get_image_width(decoding.png, decoding.info);
+  decoding.height = png_get_image_height(decoding.png, decoding.info);
+  decoding.colour_type = png_get_color_type(decoding.png, decoding.info);
+  decoding.depth = png_get_bit_depth(decoding.png, decoding.info);
   png_colorp palette = nullptr;
   int palette_size = 0;
-  if (samples.colour_type == PNG_COLOR_TYPE_PALETTE && png_get_PLTE(png, info, &palette, &palette_size) != 0) {
-    for (int i = 0; i < palette_size && i < 256; ++i) {
-      samples.palette[i][0] = palette[i].red;
-      samples.palette[i][1] = palette[i].green;
-      samples.palette[i][2] = palette[i].blue;
-    }
+  if (decoding.colour_type == PNG_COLOR_TYPE_PALETTE) {
+    png_get_PLTE(decoding.png, decoding.info, &palette, &palette_size);
   }
-  if (samples.depth < 8) png_set_packing(png);
-  const int passes = png_set_interlace_handling(png);
-  png_read_update_info(png, info);
-  const size_t row_bytes = png_get_rowbytes(png, info);
-  try {
-    raw.resize(row_bytes * (passes > 1 ? height : 1));
-    if (passes > 1) {
-      rows.resize(height);
-      for (size_t y = 0; y < height; ++y) rows[y] = raw.data() + y * row_bytes;
-    }
-  } catch (...) {
-    png_destroy_read_struct(&png, &info, nullptr);
-    throw;
+  for (int i = 0; i < palette_size && i < 256; ++i) {
+    decoding.palette[i][0] = palette[i].red;
+    decoding.palette[i][1] = palette[i].green;
+    decoding.palette[i][2] = palette[i].blue;
   }
-  if (passes > 1) {
-    png_read_image(png, rows.data());
-    for (size_t y = 0; y < height; ++y) convert_row(rows[y], width, samples, image.pixels.data() + y * width * 3);
-  } else {
-    for (size_t y = 0; y < height; ++y) {
-      png_read_row(png, raw.data(), nullptr);
-      convert_row(raw.data(), width, samples, image.pixels.data() + y * width * 3);
-    }
+  return true;
+}
+
+// Gets ready for the rows: `row_bytes` and `passes`.
+bool prepare_rows(Decoding &decoding) {
+  if (setjmp(decoding.leave) != 0) return false;
+  if (decoding.depth < 8) png_set_packing(decoding.png);
+  decoding.passes = png_set_interlace_handling(decoding.png);
+  png_read_update_info(decoding.png, decoding.info);
+  decoding.row_bytes = png_get_rowbytes(decoding.png, decoding.info);
+  return true;
+}
+
+// Reads all rows into `raw`. What is wrong after the last pixel (a checksum, a missing end) does not matter.
+bool read_rows(Decoding &decoding) {
+  if (setjmp(decoding.leave) != 0) {
+    return decoding.passes > 1 ? png_get_current_pass_number(decoding.png) == decoding.passes
+                               : png_get_current_row_number(decoding.png) == decoding.height;
   }
-  // All rows are there: what is wrong after them (a missing end) is nobody's concern.
-  png_destroy_read_struct(&png, &info, nullptr);
+  png_read_image(decoding.png, decoding.rows.data());
+  return true;
+}
+
+}  // namespace
+
+Image decode_png(const uint8_t *data, size_t size, const std::string &path) {
+  Decoding decoding(data, size);
+  const auto refuse = [&] {
+    return ImageError(path + ": it is not an image that can be decoded (PNG: " + decoding.message + ")");
+  };
+  if (!read_header(decoding)) throw refuse();
+  check_image_size(decoding.width, decoding.height, path);  // before libpng makes room for a row
+  if (!prepare_rows(decoding)) throw refuse();
+  decoding.raw.resize(decoding.row_bytes * decoding.height);
+  for (size_t y = 0; y < decoding.height; ++y) decoding.rows.push_back(decoding.raw.data() + y * decoding.row_bytes);
+  if (!read_rows(decoding)) throw refuse();
+
+  Image image{decoding.width, decoding.height, std::vector<uint8_t>(decoding.width * decoding.height * 3)};
+  for (size_t y = 0; y < image.height; ++y) {
+    convert_row(decoding.rows[y], image.width, decoding, image.pixels.data() + y * image.width * 3);
+  }
   return image;
 }

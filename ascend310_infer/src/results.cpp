@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "errors.h"
@@ -15,6 +17,23 @@ namespace {
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "result files are little-endian");
 
 constexpr char kModelFile[] = "/.model";  // hidden, so that it is no result
+
+bool ends_with(const std::string &text, const std::string &ending) {
+  return text.size() >= ending.size() && text.compare(text.size() - ending.size(), ending.size(), ending) == 0;
+}
+
+// Removes result files, whole and half, in all folders below.
+void remove_results(const std::filesystem::path &root) {
+  std::error_code failure;
+  for (auto entry = std::filesystem::recursive_directory_iterator(root, failure);
+       !failure && entry != std::filesystem::recursive_directory_iterator(); entry.increment(failure)) {
+    const std::string name = entry->path().filename().string();
+    if (!ends_with(name, "_0.bin") && !ends_with(name, "_0.bin.tmp")) continue;
+    if (!entry->is_regular_file(failure)) continue;
+    if (::unlink(entry->path().c_str()) != 0) throw RunError(describe_errno(errno, entry->path().string()));
+  }
+  if (failure) throw RunError(describe_errno(failure.value(), root.string()));
+}
 
 }  // namespace
 
@@ -29,9 +48,17 @@ ResultFolder::ResultFolder(const std::string &root, std::vector<std::string> nam
 }
 
 void ResultFolder::begin(const std::string &model_identity) {
-  for (const std::string &name : names_) {
-    const std::string path = root_ + "/" + name;
-    if (::unlink(path.c_str()) != 0 && errno != ENOENT && errno != ENOTDIR) throw RunError(describe_errno(errno, path));
+  struct stat status {};
+  if (::stat((root_ + kModelFile).c_str(), &status) == 0) {
+    remove_results(root_);
+  } else {
+    // Not a folder of ours so far: only what would be overwritten anyway may go.
+    for (const std::string &name : names_) {
+      const std::string path = root_ + "/" + name;
+      if (::unlink(path.c_str()) != 0 && errno != ENOENT && errno != ENOTDIR) {
+        throw RunError(describe_errno(errno, path));
+      }
+    }
   }
   write_file_atomically(root_ + kModelFile, model_identity.data(), model_identity.size());
 }

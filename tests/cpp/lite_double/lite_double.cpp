@@ -1,0 +1,164 @@
+// A double of MindSpore Lite for tests. It checks what it is called with, notes every call in the file that
+// LITE_DOUBLE_LOG names, and computes something known:
+//
+//   logits[n][c] = sum over p of x[n][p] * ((31 * p + 17 * c) % 101 - 50) / 1000
+//
+// with p the position in the image's values as they lie in memory. Its model file is text:
+//
+//   lite_double
+//   input float32 4 3 32 32      (or uint8 4 32 32 3; -1 for a batch of any size)
+//   classes 10
+//   fail_at 7                    (optional: the seventh run of a batch reports a failure)
+//
+// There are two Ascend devices, 0 and 1.
+
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+
+#include "include/api/model.h"
+
+namespace mindspore {
+
+namespace {
+
+constexpr uint32_t kAscendDevices = 2;
+
+void note(const std::string &line) {
+  if (const char *path = std::getenv("LITE_DOUBLE_LOG")) std::ofstream(path, std::ios::app) << line << "\n";
+}
+
+Status fail(const std::string &text) {
+  note("refused: " + text);
+  return {kLiteError, text};
+}
+
+size_t count_bytes(enum DataType type, const std::vector<int64_t> &shape) {
+  size_t count = type == DataType::kNumberTypeUInt8 ? 1 : 4;
+  for (const int64_t dimension : shape) count *= dimension < 0 ? 0 : static_cast<size_t>(dimension);
+  return count;
+}
+
+std::string write_shape(const std::vector<int64_t> &shape) {
+  std::string text;
+  for (const int64_t dimension : shape) text += (text.empty() ? "" : ",") + std::to_string(dimension);
+  return text;
+}
+
+}  // namespace
+
+struct MSTensor::Impl {
+  enum DataType type = DataType::kTypeUnknown;
+  std::vector<int64_t> shape;
+  std::vector<uint8_t> data;
+};
+
+MSTensor::MSTensor(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+enum DataType MSTensor::DataType() const { return impl_->type; }
+const std::vector<int64_t> &MSTensor::Shape() const { return impl_->shape; }
+size_t MSTensor::DataSize() const { return count_bytes(impl_->type, impl_->shape); }
+std::shared_ptr<const void> MSTensor::Data() const { return {impl_, impl_->data.data()}; }
+void *MSTensor::MutableData() {
+  impl_->data.resize(DataSize());
+  return impl_->data.data();
+}
+
+struct Model::Impl {
+  bool built = false;
+  std::shared_ptr<MSTensor::Impl> input;
+  int64_t classes = 0;
+  int fail_at = 0;
+  int runs = 0;
+};
+
+Model::Model() : impl_(std::make_unique<Impl>()) { note("Model"); }
+Model::~Model() { note("~Model"); }
+
+Status Model::Build(const std::string &model_path, ModelType model_type, const std::shared_ptr<Context> &context) {
+  if (impl_->built) return fail("Build was called twice");
+  if (model_type != kMindIR) return fail("the model's type is not kMindIR");
+  if (context == nullptr || context->MutableDeviceInfo().size() != 1) return fail("expected one device");
+  const auto device = context->MutableDeviceInfo().front();
+  std::string where = "CPU";
+  if (const auto ascend = std::dynamic_pointer_cast<AscendDeviceInfo>(device)) {
+    if (ascend->GetDeviceID() >= kAscendDevices) {
+      return fail("there is no Ascend device " + std::to_string(ascend->GetDeviceID()));
+    }
+    where = "Ascend " + std::to_string(ascend->GetDeviceID());
+  }
+  std::ifstream file(model_path);
+  std::string word;
+  if (!(file >> word) || word != "lite_double") return fail("it is no model");
+  impl_->input = std::make_shared<MSTensor::Impl>();
+  while (file >> word) {
+    if (word == "input") {
+      file >> word;
+      impl_->input->type = word == "float32" ? DataType::kNumberTypeFloat32
+                           : word == "uint8" ? DataType::kNumberTypeUInt8
+                                             : DataType::kNumberTypeInt32;
+      impl_->input->shape.resize(4);
+      for (int64_t &dimension : impl_->input->shape) file >> dimension;
+    } else if (word == "classes") {
+      file >> impl_->classes;
+    } else if (word == "fail_at") {
+      file >> impl_->fail_at;
+    }
+  }
+  impl_->built = true;
+  note("Build on " + where);
+  return kSuccess;
+}
+
+std::vector<MSTensor> Model::GetInputs() {
+  if (!impl_->built) {
+    note("refused: GetInputs before Build");
+    return {};
+  }
+  return {MSTensor(impl_->input)};
+}
+
+Status Model::Resize(const std::vector<MSTensor> &inputs, const std::vector<std::vector<int64_t>> &dims) {
+  if (!impl_->built) return fail("Resize before Build");
+  if (inputs.size() != 1 || dims.size() != 1 || inputs[0].impl_ != impl_->input) return fail("Resize of other inputs");
+  for (size_t i = 0; i < dims[0].size(); ++i) {
+    if (impl_->input->shape[i] != -1 && impl_->input->shape[i] != dims[0][i]) return fail("Resize of a fixed dimension");
+  }
+  impl_->input->shape = dims[0];
+  note("Resize to " + write_shape(dims[0]));
+  return kSuccess;
+}
+
+Status Model::Predict(const std::vector<MSTensor> &inputs, std::vector<MSTensor> *outputs) {
+  if (!impl_->built) return fail("Predict before Build");
+  if (inputs.size() != 1 || outputs == nullptr) return fail("Predict of " + std::to_string(inputs.size()) + " inputs");
+  const MSTensor::Impl &input = *inputs[0].impl_;
+  const size_t size = count_bytes(input.type, input.shape);
+  if (size == 0) return fail("Predict with a dimension that is not known");
+  if (input.data.size() != size) return fail("Predict without data");
+  if (++impl_->runs == impl_->fail_at) return fail("the device was lost");
+
+  const int64_t batch = input.shape[0];
+  auto output = std::make_shared<MSTensor::Impl>();
+  output->type = DataType::kNumberTypeFloat32;
+  output->shape = {batch, impl_->classes};
+  output->data.resize(static_cast<size_t>(batch * impl_->classes) * sizeof(float));
+  auto *logits = reinterpret_cast<float *>(output->data.data());
+  const auto *floats = reinterpret_cast<const float *>(input.data.data());
+  const bool bytes = input.type == DataType::kNumberTypeUInt8;
+  const int64_t values = input.shape[1] * input.shape[2] * input.shape[3];
+  for (int64_t n = 0; n < batch; ++n) {
+    for (int64_t c = 0; c < impl_->classes; ++c) {
+      double sum = 0;
+      for (int64_t p = 0; p < values; ++p) {
+        const double x = bytes ? input.data[static_cast<size_t>(n * values + p)] : floats[n * values + p];
+        sum += x * static_cast<double>((31 * p + 17 * c) % 101 - 50) / 1000;
+      }
+      logits[n * impl_->classes + c] = static_cast<float>(sum);
+    }
+  }
+  *outputs = {MSTensor(output)};
+  note("Predict " + write_shape(input.shape));
+  return kSuccess;
+}
+
+}  // namespace mindspore

@@ -1,0 +1,33 @@
+// pixels MODEL LIST OUT: what the program makes of images, for comparison with Pillow. LIST names one image a line. OUT
+// gets for each image 'y', its crop's bytes and its float32 values; or 'n', the sentence and a line's end.
+
+#include <fstream>
+#include <iostream>
+
+#include "errors.h"
+#include "files.h"
+#include "image.h"
+#include "model_info.h"
+#include "preprocess.h"
+
+int main(int argc, char **argv) {
+  if (argc != 4) return 2;
+  const Preprocess preprocess = read_model_info(argv[1]).preprocess;
+  std::ifstream list(argv[2]);
+  std::ofstream out(argv[3], std::ios::binary);
+  std::string path;
+  while (std::getline(list, path)) {
+    try {
+      const auto data = read_file(path, size_t{1} << 30);
+      const Image crop = crop_for_evaluation(decode_image(data.data(), data.size(), path), preprocess, path);
+      std::vector<float> values(crop.pixels.size());
+      normalise(crop, preprocess, values.data());
+      out << 'y';
+      out.write(reinterpret_cast<const char *>(crop.pixels.data()), static_cast<std::streamsize>(crop.pixels.size()));
+      out.write(reinterpret_cast<const char *>(values.data()), static_cast<std::streamsize>(values.size() * sizeof(float)));
+    } catch (const RunError &error) {
+      out << 'n' << error.what() << '\n';
+    }
+  }
+  return out.good() ? 0 : 1;
+}

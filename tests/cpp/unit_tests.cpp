@@ -1,0 +1,106 @@
+// What cannot be seen from outside the program: the queue under threads, early ends, percentiles, the wire format.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "bounded_queue.h"
+#include "classify.h"
+#include "decoder_pool.h"
+#include "errors.h"
+#include "image_folder.h"
+#include "model_info.h"
+
+TEST(BoundedQueue, EveryItemArrivesOnceFromManyThreads) {
+  BoundedQueue<int> queue(3);
+  std::atomic<int> working{4};
+  std::vector<std::thread> producers;
+  for (int t = 0; t < 4; ++t) {
+    producers.emplace_back([&queue, &working, t] {
+      for (int i = 0; i < 250; ++i) EXPECT_TRUE(queue.push(t * 250 + i));
+      if (--working == 0) queue.close();
+    });
+  }
+  std::vector<int> taken;
+  while (const auto item = queue.pop()) taken.push_back(*item);
+  for (std::thread &producer : producers) producer.join();
+  std::sort(taken.begin(), taken.end());
+  ASSERT_EQ(taken.size(), 1000U);
+  for (int i = 0; i < 1000; ++i) EXPECT_EQ(taken[static_cast<size_t>(i)], i);
+}
+
+TEST(BoundedQueue, HoldsBackWhoIsTooFast) {
+  BoundedQueue<int> queue(2);
+  std::atomic<int> pushed{0};
+  std::thread producer([&] {
+    while (queue.push(0)) ++pushed;
+  });
+  while (pushed < 2) std::this_thread::yield();
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_EQ(pushed, 2);
+  queue.close();
+  producer.join();
+  EXPECT_TRUE(queue.pop().has_value());
+  EXPECT_TRUE(queue.pop().has_value());
+  EXPECT_FALSE(queue.pop().has_value());
+}
+
+TEST(DecoderPool, StopsWhenNobodyTakesTheRest) {
+  const std::vector<std::string> paths(1000, "/nonexistent/image.jpg");
+  DecoderPool decoders(paths, Preprocess{}, PixelType::kFloat32Nchw, 3, 2);
+  const auto sample = decoders.next();
+  ASSERT_TRUE(sample.has_value());
+  EXPECT_EQ(sample->error, "/nonexistent/image.jpg: there is no such file or directory");
+}
+
+TEST(DecoderPool, EndsWhenThereIsNothingToDo) {
+  const std::vector<std::string> paths;
+  DecoderPool decoders(paths, Preprocess{}, PixelType::kFloat32Nchw, 1, 2);
+  EXPECT_FALSE(decoders.next().has_value());
+}
+
+TEST(Quantile, IsTheNearestRank) {
+  std::vector<double> values;
+  for (int i = 100; i >= 1; --i) values.push_back(i);
+  EXPECT_EQ(quantile(values, 0.50), 50);
+  EXPECT_EQ(quantile(values, 0.99), 99);
+  EXPECT_EQ(quantile(values, 1.0), 100);
+  EXPECT_EQ(quantile(values, 0.0), 1);
+  EXPECT_EQ(quantile({7}, 0.99), 7);
+  EXPECT_EQ(quantile({}, 0.5), 0);
+}
+
+TEST(NameResults, AreThoseOfThePythonScripts) {
+  // The same cases as tests/test_postprocess.py.
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(name_results({"a/1.jpg", "a/2.tar.png", "b/1.jpg"}), (Names{"a/1_0.bin", "a/2.tar_0.bin", "b/1_0.bin"}));
+  EXPECT_EQ(name_results({"a/1.jpg", "a/1.png", "b/1.jpg"}), (Names{"a/1.jpg_0.bin", "a/1.png_0.bin", "b/1_0.bin"}));
+  EXPECT_EQ(name_results({"a/1.jpg", "a/1.jpg.png", "a/1.png"}),
+            (Names{"a/1.jpg_0.bin", "a/1.jpg.png_0.bin", "a/1.png_0.bin"}));
+}
+
+std::optional<std::string> find(const std::string &bytes) {
+  return find_onnx_metadata(reinterpret_cast<const uint8_t *>(bytes.data()), bytes.size(), "key", "m.onnx");
+}
+
+TEST(OnnxMetadata, ReadsTheEntryOfTheKey) {
+  // Field 1 as a number, field 14 (0x72) with key "k", field 14 with key "key" and value "text".
+  const std::string other("\x08\x07\x72\x06\x0a\x01k\x12\x01v", 10);
+  const std::string wanted("\x72\x0b\x0a\x03key\x12\x04text", 13);
+  EXPECT_EQ(find(other + wanted), "text");
+  EXPECT_EQ(find(wanted + other), "text");
+  EXPECT_EQ(find(other), std::nullopt);
+  EXPECT_EQ(find(""), std::nullopt);
+}
+
+TEST(OnnxMetadata, RefusesWhatIsDamaged) {
+  for (const std::string &bytes : {std::string("\x72\x20\x0a"), std::string("\x0b"), std::string("\xff\xff\xff"),
+                                   std::string("\x09\x01"), std::string(11, '\xff'),
+                                   std::string("\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01")}) {
+    EXPECT_THROW(find(bytes), RunError);
+  }
+}
