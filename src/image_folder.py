@@ -2,22 +2,27 @@
 
 A folder of class folders, as ImageNet comes: classes are its sub-folders in sorted order, labels their numbers from 0,
 images the files with an image's suffix anywhere below a class folder, sorted by path. Names that begin with a dot are
-passed over everywhere. Sorting is by Unicode code points, the same on every machine.
+passed over everywhere; symbolic links are followed. Sorting is by Unicode code points, the same on every machine.
+
+    python -m src.image_folder DIR    lists classes, counts, sizes and every file that will not decode
 """
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from src.cli import RunError, describe_os_error
+from src.cli import ArgumentParser, RunError, describe_os_error, parse_positive_int, run_cli
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
-# Deep enough for every data set, and an end for symbolic links that lead in a circle.
-MAX_DEPTH = 16
+PROGRESS_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +48,15 @@ class ImageFolder:
         """Where image number `index` lies."""
         return os.path.join(self.root, self.paths[index])
 
+    def read(self, index: int) -> bytes:
+        """The encoded image number `index`.
+
+        Raises:
+            OSError: if its file cannot be read.
+        """
+        with open(self.full_path(index), "rb") as file:
+            return file.read()
+
 
 def read_image_folder(root: str) -> ImageFolder:
     """List a folder of class folders.
@@ -60,10 +74,11 @@ def read_image_folder(root: str) -> ImageFolder:
             classes = sorted(entry.name for entry in entries if is_visible_folder(entry))
         if not classes:
             raise RunError(f"{root}: there are no class folders in it; expected one folder for each class")
+        above = (identity(root),)
         paths: list[str] = []
         counts = []
         for name in classes:
-            found = sorted(list_images(os.path.join(root, name), name, MAX_DEPTH))
+            found = sorted(list_images(os.path.join(root, name), name, above))
             paths += found
             counts.append(len(found))
     except OSError as error:
@@ -83,11 +98,118 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def list_images(folder: str, prefix: str, depth: int) -> Iterator[str]:
-    """Paths of the images below a folder, each beginning with `prefix`, in no particular order."""
+def identity(folder: str) -> tuple[int, int]:
+    """What tells a folder from all others whatever links lead to it."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def list_images(folder: str, prefix: str, above: tuple) -> Iterator[str]:
+    """Paths of the images below a folder, each beginning with `prefix`, in no particular order.
+
+    Args:
+        folder: where to look.
+        prefix: its path from the root.
+        above: identities of the folders above it; a link back to one of them is passed over.
+    """
+    here = identity(folder)
+    if here in above:
+        return
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_image_name(entry.name) and not entry.is_dir():
                 yield f"{prefix}/{entry.name}"
-            elif depth and is_visible_folder(entry):
-                yield from list_images(entry.path, f"{prefix}/{entry.name}", depth - 1)
+            elif is_visible_folder(entry):
+                yield from list_images(entry.path, f"{prefix}/{entry.name}", (*above, here))
+
+
+@dataclasses.dataclass
+class Scan:
+    """What the files of a labelled folder are.
+
+    Attributes:
+        bytes: of each class's files together.
+        sizes: (width, height) of the images that decode, with how many have it.
+        formats: Pillow's name of the format, with how many are of it.
+        bad: sentences on the files that do not decode, in the order of the listing.
+    """
+
+    bytes: list[int]
+    sizes: collections.Counter
+    formats: collections.Counter
+    bad: list[str]
+
+
+def scan_image_folder(folder: ImageFolder, workers: int, terminal: bool) -> Scan:
+    """Decode every image of a labelled folder."""
+    # Pillow is imported by what opens images, not by what only lists them.
+    from src.preprocess import ImageError, inspect_image
+
+    def inspect(index: int):
+        path = folder.full_path(index)
+        try:
+            return inspect_image(folder.read(index), path)
+        except OSError as error:
+            return describe_os_error(error)
+        except ImageError as error:
+            return str(error)
+
+    scan = Scan([0] * len(folder.classes), collections.Counter(), collections.Counter(), [])
+    shown = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(workers) as executor:
+        for start in range(0, len(folder), 1024):
+            indices = range(start, min(start + 1024, len(folder)))
+            for index, result in zip(indices, executor.map(inspect, indices)):
+                if isinstance(result, str):
+                    scan.bad.append(result)
+                else:
+                    length, kind, size = result
+                    scan.bytes[folder.labels[index]] += length
+                    scan.formats[kind] += 1
+                    scan.sizes[size] += 1
+                if terminal and time.monotonic() - shown > PROGRESS_SECONDS:
+                    shown = time.monotonic()
+                    print(f"\r{index + 1} of {len(folder)} images, {len(scan.bad)} bad", end="", file=sys.stderr)
+    if terminal:
+        print("\r" + " " * 60 + "\r", end="", file=sys.stderr)
+    return scan
+
+
+def printable(text: str) -> str:
+    """A name in one line that every terminal and log can show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def report(folder: ImageFolder, scan: Scan) -> Iterator[str]:
+    """The lines that say what a scan found."""
+    counts = np.bincount(folder.labels, minlength=len(folder.classes))
+    yield f"{'label':>6} {'images':>8} {'MB':>10}  class"
+    for label, name in enumerate(folder.classes):
+        note = "  (empty)" if counts[label] == 0 else ""
+        yield f"{label:>6} {counts[label]:>8} {scan.bytes[label] / 1e6:>10.2f}  {printable(name)}{note}"
+    yield f"{len(folder.classes)} classes, {len(folder)} images, {sum(scan.bytes) / 1e6:.2f} MB"
+    if scan.sizes:
+        for position, side in enumerate(("width", "height")):
+            lengths = np.repeat([size[position] for size in scan.sizes], list(scan.sizes.values()))
+            yield f"{side}: {lengths.min()} to {lengths.max()} pixels, median {np.median(lengths):.0f}"
+        yield "formats: " + ", ".join(f"{kind} {count}" for kind, count in scan.formats.most_common())
+    yield f"cannot be decoded: {len(scan.bad)}"
+    for sentence in scan.bad:
+        yield f"  {printable(sentence)}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Scan a folder; exit code 1 where a file does not decode."""
+    parser = ArgumentParser(prog="image_folder", description="List a labelled folder and every file that is broken.")
+    parser.add_argument("folder", help="folder of class folders")
+    parser.add_argument("--num_workers", type=parse_positive_int, default=os.cpu_count() or 1, help="threads")
+    arguments = parser.parse_args(argv)
+    folder = read_image_folder(arguments.folder)
+    scan = scan_image_folder(folder, arguments.num_workers, sys.stderr.isatty())
+    for line in report(folder, scan):
+        print(line)
+    return 1 if scan.bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

@@ -3,8 +3,9 @@
 Rules that every program follows (this one, MindSpore's pipeline in `src/dataset.py`, the C++ program):
 
 - The image is decoded to RGB as Pillow's `convert("RGB")` does: greyscale is repeated, alpha is dropped, CMYK and
-  palettes are converted. The EXIF orientation is ignored, as ImageNet's training always did.
-- The shorter side becomes `resize` pixels; the longer `floor(long / short * resize)` in float32, MindSpore's arithmetic.
+  palettes are converted; 16 bits of grey keep the upper 8 as 16 bits of colour do. The EXIF orientation is ignored,
+  as ImageNet's training always did.
+- The shorter side becomes `resize` pixels, the longer `floor(long / short * resize)` in float32, as in MindSpore.
 - Pillow's resampling (8 bits, fixed point), then the centre with the odd pixel left on the right and at the bottom.
 - `(pixel - mean) / std` in float32, channels first.
 """
@@ -68,8 +69,9 @@ class Preprocess:
             raise RunError(f"the preprocessing's interpolation is {self.interpolation!r}, not bicubic or bilinear")
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(values) != 3 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+            if not isinstance(values, (tuple, list)) or len(values) != 3 or not all(map(is_finite_number, values)):
                 raise RunError(f"the preprocessing's {name} is {values!r}, not three numbers")
+            object.__setattr__(self, name, tuple(float(value) for value in values))
         if min(self.std) <= 0:
             raise RunError(f"the preprocessing's std is {self.std!r}; it must be above 0")
 
@@ -89,14 +91,27 @@ class Preprocess:
         Raises:
             RunError: if a setting is unknown or makes no sense.
         """
-        try:
-            settings = dict(settings)
-            for name in ("mean", "std"):
-                if name in settings:
-                    settings[name] = tuple(float(value) for value in settings[name])
-            return cls(**settings)
-        except (TypeError, ValueError) as error:
-            raise RunError(f"the preprocessing settings are broken ({error})") from None
+        if not isinstance(settings, dict):
+            raise RunError(f"the preprocessing settings are {settings!r}, not names with values")
+        unknown = settings.keys() - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise RunError(f"the preprocessing has no setting {sorted(map(str, unknown))[0]!r}")
+        return cls(**settings)
+
+
+def is_finite_number(value: object) -> bool:
+    """Whether a value is an int or float that is neither infinite nor NaN."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_pixels(width: int, height: int, path: str) -> None:
+    """Refuse a decompression bomb by the size that the header gives.
+
+    Raises:
+        ImageError: above MAX_PIXELS.
+    """
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{path}: the image is refused, it has {width} x {height} pixels; the limit is {MAX_PIXELS}")
 
 
 def open_image(data: bytes, path: str) -> Image.Image:
@@ -109,6 +124,21 @@ def open_image(data: bytes, path: str) -> Image.Image:
     Raises:
         ImageError: if it is empty, no image, truncated, damaged, or too large.
     """
+    return decode(data, path)[1]
+
+
+def inspect_image(data: bytes, path: str) -> tuple[int, str, tuple[int, int]]:
+    """(bytes, Pillow's name of the format, (width, height)) of an image, after decoding it.
+
+    Raises:
+        ImageError: see `open_image`.
+    """
+    kind, image = decode(data, path)
+    return len(data), kind, image.size
+
+
+def decode(data: bytes, path: str) -> tuple[str, Image.Image]:
+    """Pillow's name of the format, and the image in RGB; see `open_image`."""
     if not data:
         raise ImageError(f"{path}: the image file is empty")
     try:
@@ -116,14 +146,18 @@ def open_image(data: bytes, path: str) -> Image.Image:
             # Our own limit is below Pillow's; its warnings on odd EXIF data say nothing about the pixels.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(f"{path}: the image has {width} x {height} pixels, more than {MAX_PIXELS} are refused")
-            return image.convert("RGB")
+            check_pixels(*image.size, path)
+            if image.mode.startswith("I"):
+                # Pillow's convert would turn all but the darkest 1/256 of these greys into white.
+                grey = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+                return image.format, grey.convert("RGB")
+            return image.format, image.convert("RGB")
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: the image is refused, it has too many pixels ({error})") from None
     except Exception as error:
-        # Pillow's decoders raise all kinds of exceptions for broken files: OSError, ValueError, SyntaxError, struct.error.
+        # Pillow's decoders raise all kinds of exceptions for broken files: OSError, ValueError, SyntaxError...
         raise ImageError(f"{path}: it is not an image that can be decoded ({type(error).__name__}: {error})") from None
 
 
@@ -178,10 +212,17 @@ def crop_for_evaluation(image: np.ndarray | Image.Image, preprocess: Preprocess,
     height, width = resized_size(image.height, image.width, preprocess.resize)
     if max(height, width) > MAX_RESIZED_SIDE:
         raise ImageError(f"{path}: an image of {image.width} x {image.height} pixels is too elongated")
-    image = image.resize((width, height), RESAMPLING[preprocess.interpolation])
-    top, left = (height - preprocess.image_size) // 2, (width - preprocess.image_size) // 2
-    box = (left, top, left + preprocess.image_size, top + preprocess.image_size)
-    return np.asarray(image.crop(box))
+    side, method = preprocess.image_size, RESAMPLING[preprocess.interpolation]
+    top, left = (height - side) // 2, (width - side) // 2
+    # Pillow resizes rows, rounds to 8 bits, resizes columns. Doing the two by hand leaves out rows and columns that
+    # the crop does not need, a sixth of the time, for the same bytes. The bicubic filter reaches two pixels out.
+    scale = image.height / height
+    reach = 3 * max(1.0, scale) + 1
+    first = max(0, int(top * scale - reach))
+    last = min(image.height, int((top + side) * scale + reach) + 1)
+    rows = image.crop((0, first, image.width, last)).resize((width, last - first), method)
+    columns = rows.crop((left, -first, left + side, image.height - first)).resize((side, height), method)
+    return np.asarray(columns.crop((0, top, side, top + side)))
 
 
 def normalise(crop: np.ndarray, preprocess: Preprocess) -> np.ndarray:
