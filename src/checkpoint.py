@@ -19,11 +19,11 @@ import re
 import zlib
 from typing import Dict, List, Optional, Tuple
 
-import src.device  # noqa: F401  sets the log level before MindSpore loads
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+import src.device  # noqa: F401  sets the log level before MindSpore loads
 from src.cli import RunError, atomic_path
 from src.model_info import ModelInfo
 from src.models.effnet import create_network
@@ -210,7 +210,7 @@ def has_valid_checksum(path: str) -> Optional[bool]:
 
 
 class quiet_logging:
-    """Silence MindSpore's Python log while it handles a file that may be broken: we say it in one sentence ourselves."""
+    """Silence MindSpore's Python log while it handles a file that may be broken: we say it in a sentence."""
 
     def __enter__(self):
         self.level = logging.root.manager.disable
@@ -226,7 +226,7 @@ def network_shapes(info: ModelInfo) -> Dict[str, tuple]:
 
 
 def model_parameters(network: nn.Cell) -> Dict[str, ms.Parameter]:
-    """The parameters that make the trained function: weights and batch-norm statistics, not the random numbers' position."""
+    """Weights and batch-norm statistics by name; not the position in the random numbers."""
     return {p.name: p for p in network.get_parameters() if not p.name.endswith("random_step")}
 
 

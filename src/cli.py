@@ -1,4 +1,4 @@
-"""What every script needs at its edges: errors that are sentences, flags that are checked, files that appear whole or not at all."""
+"""What every script needs at its edges: errors as sentences, checked flags, files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import os
 import stat
 import sys
 import tempfile
-from typing import Callable, Iterator, NoReturn, Optional, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Callable, NoReturn, Optional
 
 
 class UsageError(Exception):
@@ -25,7 +26,7 @@ class RunError(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """`argparse` that reports a wrong flag as one sentence and accepts no abbreviations (`--batch` is not `--batch_size`)."""
+    """`argparse` that reports a wrong flag as one sentence and accepts no abbreviated flags."""
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("allow_abbrev", False)

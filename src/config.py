@@ -9,9 +9,11 @@ import argparse
 import dataclasses
 import json
 import math
-from typing import Any, Callable, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any, Callable, Optional
 
 from src.cli import ArgumentParser, UsageError, parse_bool
+from src.lr_generator import DECAY_MODES
 from src.model_info import PADDINGS, VARIANT_NAMES
 from src.preprocess import INTERPOLATIONS, Preprocess
 
@@ -75,57 +77,59 @@ class Parameter:
 
 
 GROUPS = {
+    "paths and device": (
+        Parameter("dataset_path", None, str, "folder of class folders to train on"),
+        Parameter("eval_dataset_path", None, str, "folder of class folders to evaluate on while training"),
+        Parameter(
+            "device_target", None, choice("Ascend", "GPU", "CPU"), "device; an NPU if there is one, else the CPU"
+        ),
+        Parameter("device_id", None, natural, "number of the device on this host; DEVICE_ID or 0 when left out"),
+        Parameter("run_distribute", False, parse_bool, "train as one rank of many; the launcher sets up the ranks"),
+        Parameter("sync_bn", False, parse_bool, "compute batch-norm statistics over all ranks, where the device can"),
+        Parameter("run_modelarts", False, parse_bool, "on ModelArts: copy images in and checkpoints out by moxing"),
+        Parameter("data_url", None, str, "ModelArts: folder of the object store with the images"),
+        Parameter("train_url", None, str, "ModelArts: folder of the object store for the checkpoints"),
+    ),
     "network": (
         Parameter("variant", "b0", choice(*VARIANT_NAMES), "member of the family, b0 to b7"),
         Parameter("class_num", 1000, count, "number of classes; taken from the folder when left out"),
-        Parameter(
-            "image_size",
-            224,
-            number(int, 32, 2048),
-            "pixels, side of the square input; the variant's own when left out",
-        ),
+        Parameter("image_size", 224, number(int, 32, 2048), "pixels, side of the input; the variant's when left out"),
         Parameter("dropout_rate", None, rate, "dropout before the dense layer; the variant's own when left out"),
         Parameter("drop_connect_rate", 0.2, rate, "drop-connect of the last block; grows linearly from the first"),
         Parameter("padding", "same", choice(*PADDINGS), "same is TensorFlow's, symmetric is PyTorch's"),
         Parameter("norm_eps", 1e-3, number(float, 1e-9, 0.1), "epsilon of the batch norm"),
+        Parameter("norm_momentum", 0.99, number(float, 0, 0.9999), "share of the old statistics that a step keeps"),
+        Parameter("pretrained", None, str, "checkpoint whose weights the run starts from"),
         Parameter(
-            "norm_momentum",
-            0.99,
-            number(float, 0, 0.9999),
-            "share of the old batch-norm statistics that a step keeps; 0.9 in short runs",
+            "freeze", 0, number(int, 0, 9), "first parts held fixed: 1 the stem, 2 to 8 the stages too, 9 the head"
         ),
     ),
     "images": (
         Parameter("batch_size", 256, count, "images a step and device"),
-        Parameter("random_crop", True, parse_bool, "random resized crop in training; off: the whole image is resized"),
+        Parameter("random_crop", True, parse_bool, "random resized crop in training; off: the whole image, resized"),
         Parameter(
-            "crop_scale_min",
-            0.08,
-            number(float, 0.01, 1),
-            "smallest share of the image's area that a random crop takes",
+            "crop_scale_min", 0.08, number(float, 0.01, 1), "smallest share of the area that a random crop takes"
         ),
-        Parameter(
-            "crop_ratio_max",
-            4 / 3,
-            number(float, 1, 4),
-            "most elongated random crop, width by height or height by width",
-        ),
+        Parameter("crop_aspect_max", 4 / 3, number(float, 1, 4), "most elongated random crop, either way"),
         Parameter("flip", True, parse_bool, "random horizontal flip in training"),
+        Parameter("color_jitter", 0.4, share, "strength of random brightness, contrast and saturation; 0 is off"),
+        Parameter("auto_augment", "none", choice("none", "randaugment", "autoaugment"), "learned augmentation policy"),
+        Parameter("random_erasing", 0.0, share, "probability that a rectangle of a training image is erased"),
+        Parameter("mixup", 0.0, number(float, 0, 10), "alpha of mixup, which blends pairs of images; 0 is off"),
         Parameter(
-            "color_jitter", 0.4, share, "strength of random brightness, contrast and saturation in training; 0 is off"
+            "cutmix", 0.0, number(float, 0, 10), "alpha of cutmix, which pastes a part of another image; 0 is off"
         ),
         Parameter("interpolation", "bicubic", choice(*INTERPOLATIONS), "resizing in evaluation, as Pillow computes it"),
         Parameter(
-            "crop_ratio",
-            0.875,
-            number(float, 0.1, 1),
-            "image_size divided by the shorter side after resizing, in evaluation",
+            "crop_ratio", 0.875, number(float, 0.1, 1), "image_size by the shorter side after resizing, evaluation"
         ),
         Parameter("mean", (127.5,) * 3, three_numbers, "subtracted from pixels of 0 to 255; one number or R,G,B"),
         Parameter("std", (127.5,) * 3, three_numbers, "divides the pixels; one number or R,G,B"),
         Parameter("num_workers", None, count, "threads that prepare images; follows the machine when left out"),
+        Parameter("max_bad_images", 0.001, share, "share of unreadable training images above which the run fails"),
     ),
     "loss and optimiser": (
+        Parameter("recipe", "zoo", choice("zoo", "timm_ra"), "named set of flags, see src/recipes.py"),
         Parameter("use_label_smooth", True, parse_bool, "whether to smooth the labels"),
         Parameter("label_smooth_factor", 0.1, rate, "probability that label smoothing takes from the true class"),
         Parameter("opt", "rmsprop", choice("rmsprop", "sgd"), "optimiser"),
@@ -135,22 +139,16 @@ GROUPS = {
         Parameter("weight_decay", 1e-5, non_negative, "weight decay of convolution and dense weights"),
         Parameter("decay_all", False, parse_bool, "decay batch-norm parameters and biases as well"),
         Parameter("loss_scale", 1024, number(float, 1), "fixed factor on the loss, against underflow in float16"),
-        Parameter(
-            "amp_level",
-            None,
-            choice("O0", "O1", "O2", "O3"),
-            "mixed precision; O3 on Ascend and O0 on CPU when left out",
-        ),
+        Parameter("amp_level", None, choice("O0", "O1", "O2", "O3"), "mixed precision; O3 on Ascend, else O0"),
+        Parameter("clip_norm", 0.0, non_negative, "largest global norm of the gradients; 0 is no clipping"),
+        Parameter("accumulate_steps", 1, count, "batches whose mean gradient makes one update"),
+        Parameter("use_ema", False, parse_bool, "keep a moving average of the weights"),
+        Parameter("ema_decay", 0.9999, number(float, 0, 0.999999, open_low=True), "decay of the moving average"),
     ),
     "learning rate": (
         Parameter("epoch_size", 350, count, "epochs"),
         Parameter("warmup_epochs", 2, non_negative, "epochs over which the rate rises from lr_init to lr_max"),
-        Parameter(
-            "lr_decay_mode",
-            "liner",
-            choice("liner", "linear", "cosine", "poly", "steps"),
-            "how the rate falls; liner is the model zoo's spelling of linear",
-        ),
+        Parameter("lr_decay_mode", "liner", choice(*DECAY_MODES), "how the rate falls; liner is the zoo's linear"),
         Parameter("lr_init", 0.0001, non_negative, "learning rate at the first step"),
         Parameter("lr_max", 0.2, positive, "peak learning rate, for a global batch of 2048"),
         Parameter("lr_end", 0.00001, non_negative, "learning rate at the end"),
@@ -159,14 +157,20 @@ GROUPS = {
     "checkpoints": (
         Parameter("save_checkpoint", True, parse_bool, "whether to save checkpoints"),
         Parameter("save_checkpoint_epochs", 1, count, "epochs between two checkpoints"),
+        Parameter("save_checkpoint_steps", None, count, "steps between two further checkpoints within an epoch"),
         Parameter("keep_checkpoint_max", 5, count, "how many checkpoints are kept"),
         Parameter("save_checkpoint_path", "./checkpoint", str, "folder; rank r writes to its model_r"),
+        Parameter("resume", None, str, "checkpoint to go on from, or auto for the newest of this run that is whole"),
     ),
     "run": (
-        Parameter(
-            "seed", 1, number(int, 0, 2**31 - 1), "seed of weights, order, augmentation, dropout and drop-connect"
-        ),
+        Parameter("eval_interval", 1, count, "epochs between two evaluations"),
+        Parameter("early_stop", None, count, "stop after this many evaluations without a better top-1"),
+        Parameter("tensorboard", True, parse_bool, "write TensorBoard event files beside the checkpoints"),
+        Parameter("seed", 1, number(int, 0, 2**31 - 1), "seed of weights, order, augmentation and dropout"),
         Parameter("log_interval", 50, count, "steps between two plain log lines where there is no terminal"),
+        Parameter(
+            "sink_size", 100, count, "largest number of steps sent to the device at once, where it has data sink"
+        ),
     ),
 }
 
@@ -196,7 +200,7 @@ class Config:
         """The resolved parameters as JSON text, for the file beside the checkpoints."""
         return json.dumps(self.as_dict(), indent=2) + "\n"
 
-    def replace(self, **values) -> "Config":
+    def replace(self, **values) -> Config:
         """A copy with other values; what was given stays given."""
         copy = Config(**{**self.as_dict(), **values})
         copy.given = self.given

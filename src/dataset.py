@@ -27,14 +27,13 @@ from src.cli import RunError, describe_os_error
 from src.image_folder import ImageFolder, printable, read_image_folder
 from src.jpeg import plain_jpeg_size
 from src.preprocess import (
-    MAX_RESIZED_SIDE,
     ImageError,
     Preprocess,
     check_pixels,
+    check_shape,
     crop_for_evaluation,
     normalise,
     open_image,
-    resized_size,
 )
 
 BAD_LABEL = -1
@@ -470,10 +469,11 @@ def encoded_for_mindspore(data: bytes, path: str, preprocess: Preprocess) -> byt
     size = plain_jpeg_size(data)
     if size is None:
         image = open_image(data, path)
-        data, size = encode_bitmap(image), (image.height, image.width)
-    check_pixels(size[1], size[0], path)
-    if max(resized_size(*size, preprocess.resize)) > MAX_RESIZED_SIDE:
-        raise ImageError(f"{path}: an image of {size[1]} x {size[0]} pixels is too elongated")
+        check_shape(*image.size, preprocess, path)
+        return encode_bitmap(image)
+    height, width = size
+    check_pixels(width, height, path)
+    check_shape(width, height, preprocess, path)
     return data
 
 

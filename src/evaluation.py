@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterable, Optional, Tuple
+from collections.abc import Iterable
+from typing import Callable, Optional, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -21,7 +22,8 @@ def evaluate(
 
     Args:
         network: in evaluation mode, images (N, 3, H, W) to logits.
-        batches: of float32 images and int labels; the last may be smaller than the others.
+        batches: of float32 images and int labels; the last may be smaller than the others. A negative label is of an
+            image that could not be decoded: it counts as wrong.
         smooth_factor: of the training loss, so that both losses can be compared.
         on_batch: called with the number of images of each batch, for progress.
     """
@@ -32,7 +34,9 @@ def evaluate(
         # A smaller last batch is filled up: another shape would compile the whole graph once more.
         filled = np.concatenate([images, np.zeros((full - len(labels), *images.shape[1:]), images.dtype)])
         logits = network(ms.Tensor(filled)).asnumpy()[: len(labels)]
-        score.add(logits.astype(np.float32), labels, smooth_factor)
+        decoded = labels >= 0
+        score.add(logits[decoded].astype(np.float32), labels[decoded], smooth_factor)
+        score.add_wrong(int((~decoded).sum()))
         if on_batch:
             on_batch(len(labels))
     return score

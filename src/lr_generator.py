@@ -6,11 +6,14 @@ import math
 
 import numpy as np
 
-DECAY_MODES = ("liner", "linear", "cosine", "poly", "steps")
+DECAY_MODES = ("liner", "linear", "cosine", "poly", "steps", "exponential")
 POLY_POWER = 2.0
 # The model zoo's steps: a tenth after 30%, 60% and 80% of the run.
 STEP_SHARES = (0.3, 0.6, 0.8)
 STEP_FACTOR = 0.1
+# The paper's: times 0.97 every 2.4 epochs.
+EXPONENTIAL_FACTOR = 0.97
+EXPONENTIAL_EPOCHS = 2.4
 
 
 def get_lr(
@@ -31,6 +34,7 @@ def get_lr(
     - cosine (Loshchilov and Hutter 2017, arXiv:1608.03983): lr_end + (lr_max - lr_end) * (1 + cos(pi * d)) / 2
     - poly: lr_end + (lr_max - lr_end) * (1 - d)^2
     - steps: lr_max, times 0.1 after 30%, 60% and 80% of the whole run, never below lr_end
+    - exponential (the paper's): lr_max, times 0.97 for every 2.4 whole epochs since the start, never below lr_end
 
     Args:
         lr_init, lr_end, lr_max: rates, not negative.
@@ -57,6 +61,9 @@ def get_lr(
         falling = lr_end + (lr_max - lr_end) * (1 + np.cos(np.pi * passed)) / 2
     elif lr_decay_mode == "poly":
         falling = lr_end + (lr_max - lr_end) * (1 - passed) ** POLY_POWER
+    elif lr_decay_mode == "exponential":
+        reached = np.floor(step / (EXPONENTIAL_EPOCHS * steps_per_epoch))
+        falling = np.maximum(lr_end, lr_max * EXPONENTIAL_FACTOR**reached)
     else:
         reached = sum((step >= share * total).astype(int) for share in STEP_SHARES)
         falling = np.maximum(lr_end, lr_max * STEP_FACTOR**reached)

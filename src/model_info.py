@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from typing import Optional, Tuple
 
 from src.cli import RunError
@@ -54,12 +55,32 @@ class ModelInfo:
         """The name of a class, or its number where names are not known."""
         return self.class_names[label] if self.class_names else str(label)
 
+    def check_folder(self, classes: Sequence[str], root: str, source: str) -> None:
+        """Refuse a labelled folder whose labels mean something else than this model's.
+
+        Names that have nothing in common (synset numbers there, words here) say nothing and pass.
+
+        Args:
+            classes: the folder's class names in the order of its labels.
+            root: the folder, for the sentence.
+            source: the model's file, for the sentence.
+
+        Raises:
+            RunError: if the counts differ, or the same names stand in other places.
+        """
+        if len(classes) != self.num_classes:
+            raise RunError(f"{root} has {len(classes)} class folders, but {source} has {self.num_classes} classes")
+        if self.class_names and set(self.class_names) & set(classes):
+            for label, (here, there) in enumerate(zip(classes, self.class_names)):
+                if here != there:
+                    raise RunError(f"{root}: class {label} is '{here}', but {source} was trained with '{there}'")
+
     def to_json(self, indent: Optional[int] = None) -> str:
         """The info as JSON text."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, ensure_ascii=False, indent=indent)
 
     @classmethod
-    def from_json(cls, text: str, source: str) -> "ModelInfo":
+    def from_json(cls, text: str, source: str) -> ModelInfo:
         """Read what `to_json` wrote.
 
         Args:

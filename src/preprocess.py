@@ -18,7 +18,7 @@ import math
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from src.cli import RunError, describe_os_error
 
@@ -131,9 +131,10 @@ def inspect_image(data: bytes, path: str) -> tuple[int, str, tuple[int, int]]:
     """(bytes, Pillow's name of the format, (width, height)) of an image, after decoding it.
 
     Raises:
-        ImageError: see `open_image`.
+        ImageError: if it could not be used with the default settings; see `open_image` and `check_shape`.
     """
     kind, image = decode(data, path)
+    check_shape(*image.size, Preprocess(), path)
     return len(data), kind, image.size
 
 
@@ -156,6 +157,8 @@ def decode(data: bytes, path: str) -> tuple[str, Image.Image]:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: the image is refused, it has too many pixels ({error})") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: it is not an image that can be decoded (of no known format)") from None
     except Exception as error:
         # Pillow's decoders raise all kinds of exceptions for broken files: OSError, ValueError, SyntaxError...
         raise ImageError(f"{path}: it is not an image that can be decoded ({type(error).__name__}: {error})") from None
@@ -193,6 +196,16 @@ def resized_size(height: int, width: int, resize: int) -> tuple[int, int]:
     return (resize, longer) if height <= width else (longer, resize)
 
 
+def check_shape(width: int, height: int, preprocess: Preprocess, path: str) -> None:
+    """Refuse a sliver.
+
+    Raises:
+        ImageError: if the longer side would pass MAX_RESIZED_SIDE pixels after resizing.
+    """
+    if max(resized_size(height, width, preprocess.resize)) > MAX_RESIZED_SIDE:
+        raise ImageError(f"{path}: an image of {width} x {height} pixels is too elongated")
+
+
 def crop_for_evaluation(image: np.ndarray | Image.Image, preprocess: Preprocess, path: str = "the image") -> np.ndarray:
     """Resize the shorter side and cut out the centre.
 
@@ -209,9 +222,8 @@ def crop_for_evaluation(image: np.ndarray | Image.Image, preprocess: Preprocess,
     """
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
+    check_shape(image.width, image.height, preprocess, path)
     height, width = resized_size(image.height, image.width, preprocess.resize)
-    if max(height, width) > MAX_RESIZED_SIDE:
-        raise ImageError(f"{path}: an image of {image.width} x {image.height} pixels is too elongated")
     side, method = preprocess.image_size, RESAMPLING[preprocess.interpolation]
     top, left = (height - side) // 2, (width - side) // 2
     # Pillow resizes rows, rounds to 8 bits, resizes columns. Doing the two by hand leaves out rows and columns that

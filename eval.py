@@ -1,0 +1,89 @@
+"""Evaluate a checkpoint on a folder of class folders: loss, top-1 and top-5, every image counted once.
+
+python eval.py --device_id 0 --dataset_path /data/imagenet/val --checkpoint_path Efficientnet_b0-rank0-1_625.ckpt
+"""
+
+from __future__ import annotations
+
+import sys
+
+from src.device import prepare_device  # first: it sets what MindSpore reads when it loads
+
+from tqdm import tqdm
+
+from src.checkpoint import Checkpoint, build_network, load_weights, read_checkpoint
+from src.cli import UsageError, parse_bool, run_cli
+from src.config import Config, add_parameters, create_parser, take_parameters
+from src.dataset import create_dataset
+from src.evaluation import evaluate
+from src.image_folder import ImageFolder, read_image_folder
+
+# The default of 256 needs gigabytes and is no faster on a CPU.
+CPU_BATCH_SIZE = 32
+SHARED = (
+    "dataset_path device_target device_id batch_size num_workers variant class_num image_size "
+    "use_label_smooth label_smooth_factor"
+).split()
+
+
+def parse_arguments(argv=None):
+    """Read the flags: (those of this script, the shared parameters)."""
+    parser = create_parser(__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint_path", required=True, help="the .ckpt file to evaluate")
+    parser.add_argument(
+        "--use_ema", type=parse_bool, default=True, help="take averaged weights where the file has them"
+    )
+    add_parameters(parser, SHARED)
+    arguments = parser.parse_args(argv)
+    parameters = take_parameters(arguments)
+    if parameters.dataset_path is None:
+        raise UsageError("--dataset_path is needed: a folder of class folders")
+    return arguments, parameters
+
+
+def check_agreement(parameters: Config, checkpoint: Checkpoint, folder: ImageFolder) -> None:
+    """Refuse flags and folders that contradict what the checkpoint says of itself.
+
+    Raises:
+        UsageError: with both values.
+    """
+    info = checkpoint.info
+    flags = {"variant": info.variant, "class_num": info.num_classes, "image_size": info.preprocess.image_size}
+    for flag, before in flags.items():
+        if flag in parameters.given and getattr(parameters, flag) != before:
+            given = getattr(parameters, flag)
+            raise UsageError(f"--{flag} is {given}, but {checkpoint.path} was trained with {before}")
+    info.check_folder(folder.classes, folder.root, checkpoint.path)
+
+
+def main(argv=None) -> int:
+    """Load, evaluate, print the model card's line."""
+    arguments, parameters = parse_arguments(argv)
+    device = prepare_device(parameters.device_target, parameters.device_id)
+    checkpoint = read_checkpoint(arguments.checkpoint_path)
+    info = checkpoint.info
+    folder = read_image_folder(parameters.dataset_path)
+    check_agreement(parameters, checkpoint, folder)
+
+    averaged = arguments.use_ema and checkpoint.ema is not None
+    network = build_network(info)
+    load_weights(network, checkpoint.ema if averaged else checkpoint.weights)
+    network.set_train(False)
+    batch_size = parameters.batch_size
+    if device.target == "CPU" and "batch_size" not in parameters.given:
+        batch_size = CPU_BATCH_SIZE
+    dataset = create_dataset(folder, False, batch_size, preprocess=info.preprocess, num_workers=parameters.num_workers)
+    kind = "averaged" if averaged else "raw"
+    print(
+        f"device: {device.describe()}; {len(folder)} images in {len(folder.classes)} classes; {kind} weights",
+        flush=True,
+    )
+    smoothing = parameters.label_smooth_factor if parameters.use_label_smooth else 0.0
+    with tqdm(total=len(folder), unit="image", disable=None) as bar:
+        score = evaluate(network, dataset.create_tuple_iterator(num_epochs=1, output_numpy=True), smoothing, bar.update)
+    print(f"result: {score.as_result()} ckpt= {arguments.checkpoint_path}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

@@ -1,0 +1,120 @@
+"""The training log and progress: the model card's line for each epoch, a bar on a terminal, plain lines in a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+
+class Monitor:
+    """Says how a run is going.
+
+    Args:
+        steps_per_epoch: steps of a whole epoch.
+        epochs: epochs of the whole run.
+        learning_rates: float array, the rate of every update.
+        steps_per_update: batches that make one update.
+        images_per_step: images of a step, over all ranks.
+        log_interval: steps between two plain lines.
+        terminal: whether to draw a bar; None asks standard error.
+    """
+
+    def __init__(
+        self,
+        steps_per_epoch: int,
+        epochs: int,
+        learning_rates: np.ndarray,
+        steps_per_update: int,
+        images_per_step: int,
+        log_interval: int,
+        terminal: bool | None = None,
+    ):
+        self.steps_per_epoch = steps_per_epoch
+        self.epochs = epochs
+        self.learning_rates = learning_rates
+        self.steps_per_update = steps_per_update
+        self.images_per_step = images_per_step
+        self.log_interval = log_interval
+        self.terminal = sys.stderr.isatty() if terminal is None else terminal
+        self.bar = None
+        self.recent: list[tuple[float, int]] = []
+
+    def learning_rate(self, step: int) -> float:
+        """The rate that step number `step` (from 1) of the run used."""
+        update = (step - 1) // self.steps_per_update
+        return float(self.learning_rates[min(update, len(self.learning_rates) - 1)])
+
+    def say(self, text: str) -> None:
+        """Print a line without tearing the bar."""
+        if self.bar is not None:
+            self.bar.clear()
+        print(text, flush=True)
+        if self.bar is not None:
+            self.bar.refresh()
+
+    def begin_epoch(self, epoch: int, steps_done: int) -> None:
+        """Start the bar of an epoch that may have been begun by an earlier process."""
+        self.recent = [(time.perf_counter(), steps_done)]
+        if self.terminal:
+            self.bar = tqdm(
+                total=self.steps_per_epoch,
+                initial=steps_done,
+                desc=f"epoch {epoch}/{self.epochs}",
+                unit="step",
+                leave=False,
+                dynamic_ncols=True,
+            )
+
+    def step(self, step: int, loss: float) -> None:
+        """Show a step: its number in the run (from 1) and its loss."""
+        done = (step - 1) % self.steps_per_epoch + 1
+        self.recent = [*self.recent[-20:], (time.perf_counter(), done)]
+        if self.bar is not None:
+            self.bar.set_postfix_str(
+                f"loss {loss:.3f}, lr {self.learning_rate(step):.3g}, {self.images_per_second():.0f} images/s",
+                refresh=False,
+            )
+            self.bar.update(done - self.bar.n)
+        elif done % self.log_interval == 0 and done < self.steps_per_epoch:
+            left = self.steps_per_epoch * self.epochs - step
+            print(
+                f"epoch {(step - 1) // self.steps_per_epoch + 1}: step {done}/{self.steps_per_epoch}, "
+                f"loss: {loss:.3f}, "
+                f"lr: {self.learning_rate(step):.3g}, {self.images_per_second():.1f} images/s, "
+                f"time left: {format_seconds(left * self.seconds_per_step())}",
+                flush=True,
+            )
+
+    def end_epoch(self, epoch: int, seconds: float, steps: int, mean_loss: float) -> None:
+        """Print the model card's line, in milliseconds, and close the bar."""
+        self.close()
+        print(
+            f"epoch {epoch}: epoch time: {seconds * 1000:.3f}, per step time: {seconds * 1000 / steps:.3f}, "
+            f"avg loss: {mean_loss:.3f}",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def seconds_per_step(self) -> float:
+        """Over the last steps; the first, which compiles the graph, leaves soon."""
+        (start, first), (end, last) = self.recent[0], self.recent[-1]
+        return (end - start) / max(1, last - first)
+
+    def images_per_second(self) -> float:
+        """Over the last steps and all ranks."""
+        return self.images_per_step / max(1e-9, self.seconds_per_step())
+
+
+def format_seconds(seconds: float) -> str:
+    """Hours, minutes and seconds: 3:04:05 or 4:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
