@@ -9,12 +9,14 @@
 //   input float32 4 3 32 32      (or uint8 4 32 32 3; -1 for a batch of any size)
 //   classes 10
 //   fail_at 7                    (optional: the seventh run of a batch reports a failure)
+//   milliseconds 20              (optional: how long a run takes at least)
 //
 // There are two Ascend devices, 0 and 1.
 
+#include <chrono>
 #include <cstdlib>
 #include <fstream>
-#include <sstream>
+#include <thread>
 
 #include "include/api/model.h"
 
@@ -69,6 +71,7 @@ struct Model::Impl {
   int64_t classes = 0;
   int fail_at = 0;
   int runs = 0;
+  int milliseconds = 0;
 };
 
 Model::Model() : impl_(std::make_unique<Impl>()) { note("Model"); }
@@ -102,6 +105,8 @@ Status Model::Build(const std::string &model_path, ModelType model_type, const s
       file >> impl_->classes;
     } else if (word == "fail_at") {
       file >> impl_->fail_at;
+    } else if (word == "milliseconds") {
+      file >> impl_->milliseconds;
     }
   }
   impl_->built = true;
@@ -137,6 +142,7 @@ Status Model::Predict(const std::vector<MSTensor> &inputs, std::vector<MSTensor>
   if (input.data.size() != size) return fail("Predict without data");
   if (++impl_->runs == impl_->fail_at) return fail("the device was lost");
 
+  std::this_thread::sleep_for(std::chrono::milliseconds(impl_->milliseconds));
   const int64_t batch = input.shape[0];
   auto output = std::make_shared<MSTensor::Impl>();
   output->type = DataType::kNumberTypeFloat32;

@@ -1,0 +1,21 @@
+/* Preloaded into the program: after FULL_DISK_AFTER writes to files it opened for writing, the disk is full. The write
+ * that meets the end still writes half of its bytes, as on a real disk. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+ssize_t write(int file, const void *data, size_t size) {
+  static long left = -1;
+  ssize_t (*real)(int, const void *, size_t) = (ssize_t(*)(int, const void *, size_t))dlsym(RTLD_NEXT, "write");
+  if (left < 0) left = atol(getenv("FULL_DISK_AFTER"));
+  if (file <= 2 || (fcntl(file, F_GETFL) & O_ACCMODE) != O_WRONLY) return real(file, data, size);
+  if (left == 0) {
+    errno = ENOSPC;
+    return -1;
+  }
+  if (--left == 0 && size > 1) return real(file, data, size / 2);
+  return real(file, data, size);
+}
