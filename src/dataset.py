@@ -7,14 +7,12 @@ bitmap. Evaluation carries out `src/preprocess.py` itself, in threads of its own
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import io
 import itertools
 import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Callable
 
@@ -26,6 +24,7 @@ from PIL import Image
 from src.cli import RunError, describe_os_error
 from src.image_folder import ImageFolder, printable, read_image_folder
 from src.jpeg import plain_jpeg_size
+from src.parallel import map_in_order
 from src.preprocess import (
     ImageError,
     Preprocess,
@@ -380,22 +379,6 @@ class OrderedFiles:
 
     def __iter__(self) -> Iterator:
         return map_in_order(self.read, self.order.tolist(), self.workers, self.workers * READ_AHEAD)
-
-
-def map_in_order(function: Callable, items: Iterable, workers: int, ahead: int) -> Iterator:
-    """`map` in threads that work on at most `ahead` items before they are asked for."""
-    with concurrent.futures.ThreadPoolExecutor(workers, "images") as executor:
-        pending: deque[concurrent.futures.Future] = deque()
-        try:
-            for item in items:
-                pending.append(executor.submit(function, item))
-                if len(pending) > ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def training_order(images: int, seed: int, epoch: int, device_num: int, rank: int) -> np.ndarray:

@@ -7,6 +7,30 @@ import dataclasses
 import numpy as np
 
 
+def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many classes come before each row's label; of equal logits the lower class number comes first.
+
+    Args:
+        logits: float array of shape (N, C); a row whose label has NaN has the rank C or higher.
+        labels: int array of shape (N,), values in [0, C).
+
+    Returns:
+        int array of shape (N,): 0 where the label has the largest logit.
+
+    Raises:
+        ValueError: if the shapes disagree.
+    """
+    logits = np.asarray(logits)
+    labels = np.asarray(labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"logits of shape {logits.shape} do not go with labels of shape {labels.shape}")
+    own = np.take_along_axis(logits, labels[:, None].astype(np.int64), axis=1)
+    # NaN compares false with everything: a NaN elsewhere is counted as larger, so that it never helps.
+    larger = (~(logits <= own)).sum(axis=1)
+    equal_before = ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(axis=1)
+    return larger + equal_before
+
+
 def top_k_hits(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
     """Count rows whose label is among the k largest logits; of equal logits the lower class number comes first.
 
@@ -21,19 +45,10 @@ def top_k_hits(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
     Raises:
         ValueError: if k > C or the shapes disagree.
     """
-    logits = np.asarray(logits)
-    labels = np.asarray(labels)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(f"logits of shape {logits.shape} do not go with labels of shape {labels.shape}")
-    if not 1 <= k <= logits.shape[1]:
-        raise ValueError(f"k is {k}, but there are {logits.shape[1]} classes")
-    if len(labels) == 0:
-        return 0
-    own = np.take_along_axis(logits, labels[:, None].astype(np.int64), axis=1)
-    # NaN compares false with everything: a NaN elsewhere is counted as larger, so that it never helps.
-    larger = (~(logits <= own)).sum(axis=1)
-    equal_before = ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(axis=1)
-    return int((larger + equal_before < k).sum())
+    ranks = label_ranks(logits, labels)
+    if not 1 <= k <= np.shape(logits)[1]:
+        raise ValueError(f"k is {k}, but there are {np.shape(logits)[1]} classes")
+    return int((ranks < k).sum())
 
 
 def smoothed_cross_entropy(logits: np.ndarray, labels: np.ndarray, smooth_factor: float = 0.0) -> np.ndarray:
