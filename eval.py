@@ -30,9 +30,9 @@ def parse_arguments(argv=None):
     """Read the flags: (those of this script, the shared parameters)."""
     parser = create_parser(__doc__.splitlines()[0])
     parser.add_argument("--checkpoint_path", required=True, help="the .ckpt file to evaluate")
-    parser.add_argument(
-        "--use_ema", type=parse_bool, default=True, help="take averaged weights where the file has them"
-    )
+    # Training has a parameter of this name, which means another thing.
+    averaged = {"dest": "averaged", "metavar": "USE_EMA", "type": parse_bool, "default": True}
+    parser.add_argument("--use_ema", **averaged, help="take averaged weights where the file has them")
     add_parameters(parser, SHARED)
     arguments = parser.parse_args(argv)
     parameters = take_parameters(arguments)
@@ -65,7 +65,7 @@ def main(argv=None) -> int:
     folder = read_image_folder(parameters.dataset_path)
     check_agreement(parameters, checkpoint, folder)
 
-    averaged = arguments.use_ema and checkpoint.ema is not None
+    averaged = arguments.averaged and checkpoint.ema is not None
     network = build_network(info)
     load_weights(network, checkpoint.ema if averaged else checkpoint.weights)
     network.set_train(False)

@@ -46,15 +46,16 @@ def create_peer(source, variant, num_classes=1000, **settings):
     return timm.create_model(f"{prefix}efficientnet_{variant}", num_classes=num_classes, drop_rate=0.0, **settings)
 
 
-def randomise(model, image_size, seed=0):
+def randomise(model, image_size, seed=0, images=None):
     """Random weights and batch-norm statistics with which activations keep their size and logits are of order 1.
 
-    The statistics are those of a random batch, then disturbed, so that none is 0, 1 or equal to another.
+    The statistics are those of a batch, random unless given, then disturbed, so that none is 0, 1 or equal to another.
     """
     generator = torch.Generator().manual_seed(seed)
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     momentum = [norm.momentum for norm in norms]
-    images = torch.randn(8, 3, image_size, image_size, generator=generator)
+    noise = torch.randn(8, 3, image_size, image_size, generator=generator)
+    images = noise if images is None else torch.from_numpy(images)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:

@@ -1,0 +1,144 @@
+"""Parameters: the model card's names and defaults, flags that are checked, and help."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.cli import UsageError
+from src.config import PARAMETERS, Config, add_parameters, config, create_parser, take_parameters
+
+ROOT = Path(__file__).parent.parent
+# As the published model card lists them.
+MODEL_CARD = {
+    "class_num": 1000,
+    "batch_size": 256,
+    "loss_scale": 1024,
+    "momentum": 0.9,
+    "weight_decay": 1e-5,
+    "epoch_size": 350,
+    "save_checkpoint": True,
+    "save_checkpoint_epochs": 1,
+    "keep_checkpoint_max": 5,
+    "save_checkpoint_path": "./checkpoint",
+    "opt": "rmsprop",
+    "opt_eps": 0.001,
+    "warmup_epochs": 2,
+    "lr_decay_mode": "liner",
+    "use_label_smooth": True,
+    "label_smooth_factor": 0.1,
+    "lr_init": 0.0001,
+    "lr_max": 0.2,
+    "lr_end": 0.00001,
+}
+
+
+def parse(*arguments, names=None):
+    parser = create_parser("a test")
+    add_parameters(parser, names)
+    return take_parameters(parser.parse_args(list(arguments)))
+
+
+def test_defaults_are_the_model_cards():
+    assert {name: getattr(config, name) for name in MODEL_CARD} == MODEL_CARD
+    assert config.image_size == 224
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMETERS if PARAMETERS[name].default is not None])
+def test_every_parameter_is_a_flag_that_reads_its_own_default_back(name):
+    default = PARAMETERS[name].default
+    text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    parsed = parse(f"--{name}", text)
+    assert getattr(parsed, name) == default
+    assert parsed.given == {name}
+
+
+def test_a_flag_changes_its_parameter_and_no_other():
+    parsed = parse("--batch_size", "64", "--mean", "123.675,116.28,103.53", "--std", "58", "--flip", "False")
+    changed = {name for name in PARAMETERS if getattr(parsed, name) != getattr(config, name)}
+    assert changed == {"batch_size", "mean", "std", "flip"}
+    assert parsed.batch_size == 64
+    assert parsed.mean == (123.675, 116.28, 103.53)
+    assert parsed.std == (58.0, 58.0, 58.0)
+    assert parsed.flip is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--batch_size", "0"], "--batch_size: expected a whole number at least 1, not '0'"),
+        (["--batch_size", "2.5"], "--batch_size: expected a whole number at least 1, not '2.5'"),
+        (["--momentum", "1"], "--momentum: expected a number at least 0 and at most 0.99, not '1'"),
+        (["--lr_max", "0"], "--lr_max: expected a number above 0, not '0'"),
+        (["--lr_max", "nan"], "--lr_max: expected a number above 0, not 'nan'"),
+        (["--weight_decay", "-1e-5"], "--weight_decay"),
+        (["--opt", "adam"], "--opt: expected one of rmsprop, sgd, not 'adam'"),
+        (["--lr_decay_mode", "up"], "expected one of liner, linear, cosine, poly, steps, exponential, not 'up'"),
+        (["--flip", "maybe"], "--flip: expected True or False, not 'maybe'"),
+        (["--mean", "1,2"], "--mean: expected a number, or three separated by commas, not '1,2'"),
+        (["--mean", "inf"], "--mean: expected a number, or three separated by commas, not 'inf'"),
+        (["--image_size", "16"], "--image_size: expected a whole number at least 32 and at most 2048, not '16'"),
+        (["--variant", "b8"], "--variant: expected one of b0"),
+        (["--batch", "3"], "unrecognized arguments: --batch 3"),
+        (["--batch_size"], "--batch_size: expected one argument"),
+        (["--std", "0"], "--std must be above 0"),
+        (["--epoch_size", "1"], "--warmup_epochs 2 is more than --epoch_size 1"),
+        (["--lr_end", "0.3"], "--lr_end 0.3 is above --lr_max 0.2"),
+        (["--lr_init", "0.3"], "--lr_init 0.3 is above --lr_max 0.2"),
+    ],
+)
+def test_wrong_flags_are_one_sentence(arguments, sentence):
+    with pytest.raises(UsageError) as error:
+        parse(*arguments)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_train_py_reports_them_with_exit_code_2(tmp_path):
+    command = [sys.executable, ROOT / "train.py", "--dataset_path", tmp_path, "--batch_size", "many"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: argument --batch_size: expected .* not 'many' \(see train.py --help\)\n", done.stderr)
+
+
+def test_help_names_every_parameter_with_its_default():
+    parser = create_parser("a test")
+    add_parameters(parser)
+    text = " ".join(parser.format_help().split())
+    for name, parameter in PARAMETERS.items():
+        shown = "automatic" if parameter.default is None else parameter.default
+        assert f"--{name} {name.upper()} {parameter.help} (default: {shown})" in text, name
+
+
+def test_a_script_takes_only_the_parameters_that_it_names():
+    assert parse("--batch_size", "8", names=["batch_size"]).batch_size == 8
+    with pytest.raises(UsageError, match="unrecognized arguments: --opt sgd"):
+        parse("--opt", "sgd", names=["batch_size"])
+
+
+def test_unknown_parameters_are_refused():
+    with pytest.raises(AttributeError, match="there is no parameter bach_size"):
+        Config(bach_size=8)
+
+
+def test_replacing_values_leaves_the_original_and_what_was_given():
+    given = Config(batch_size=8)
+    other = given.replace(batch_size=16, seed=5)
+    assert (given.batch_size, other.batch_size, other.seed) == (8, 16, 5)
+    assert other.given == {"batch_size"}
+
+
+def test_json_holds_every_parameter():
+    values = json.loads(Config(batch_size=8).to_json())
+    assert values.keys() == PARAMETERS.keys()
+    assert values["batch_size"] == 8
+    assert values["mean"] == [127.5, 127.5, 127.5]
+
+
+def test_preprocessing_follows_size_ratio_and_statistics():
+    preprocess = Config(image_size=300, crop_ratio=0.904, interpolation="bilinear", mean=(1.0, 2.0, 3.0)).preprocess
+    assert (preprocess.image_size, preprocess.resize, preprocess.interpolation) == (300, 332, "bilinear")
+    assert (preprocess.mean, preprocess.std) == ((1.0, 2.0, 3.0), (127.5, 127.5, 127.5))
