@@ -1,0 +1,199 @@
+"""Run an ONNX file on a folder of class folders, or on single images. Needs neither MindSpore nor PyTorch.
+
+python infer_onnx.py --onnx_path b0.onnx --dataset_path /data/imagenet/val --report classes.csv
+python infer_onnx.py --onnx_path b0.onnx --image cat.jpg 'holiday/*.jpg'
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+
+import numpy as np
+
+from src import config
+from src.class_report import ClassTally, check_writable, draw_confusion, import_figure, write_report
+from src.classification import BatchSizes, choose_sizes, classify, count_cores
+from src.cli import RunError, UsageError, run_cli
+from src.image_folder import read_image_folder
+from src.image_list import find_images
+from src.metrics import Score
+from src.onnx_session import PROVIDERS, GivenSettings, OnnxModel, open_model, read_class_names
+from src.predictions import Table, as_json, display_names, error_as_json, top_classes
+from src.preprocess import INTERPOLATIONS
+from src.progress import Failures, Progress
+
+TOP_K = 5
+
+
+def parse_arguments(argv=None):
+    """Read the flags."""
+    parser = config.create_parser(__doc__.splitlines()[0])
+    parser.add_argument("--onnx_path", required=True, help="the file; one of export.py says itself what it expects")
+    what = parser.add_argument_group("what it is run on, one of the two")
+    what.add_argument("--dataset_path", help="folder of class folders: top-1, top-5 and loss")
+    names = "files, folders, patterns such as 'a/*.jpg', or - for the bytes of one image from standard input"
+    what.add_argument("--image", nargs="+", help=names)
+    add_output_flags(parser.add_argument_group("results"))
+    add_machine_flags(parser.add_argument_group("device and speed"))
+    add_model_flags(parser.add_argument_group("what a file of another program expects and does not say itself"))
+    arguments = parser.parse_args(argv)
+    check_arguments(arguments)
+    return arguments
+
+
+def add_output_flags(group) -> None:
+    """Flags on what is told."""
+    group.add_argument("--report", metavar="CSV", help="write the accuracy of every class to this file")
+    group.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix to this file")
+    group.add_argument("--top_k", type=config.count, help=f"classes told of each --image (default: {TOP_K})")
+    group.add_argument("--json", action="store_true", help="JSON on standard output, one line for each --image")
+    bad = "images that cannot be decoded are left out; else they count as wrong, and the exit code is 1"
+    group.add_argument("--skip_bad_images", action="store_true", help=bad)
+    factor = "label smoothing of the loss, as in training and eval.py (default: %(default)s)"
+    default = config.config.label_smooth_factor if config.config.use_label_smooth else 0.0
+    group.add_argument("--label_smooth_factor", type=config.rate, default=default, help=factor)
+
+
+def add_machine_flags(group) -> None:
+    """Flags on where and how it runs."""
+    target = config.choice(*PROVIDERS)
+    group.add_argument(
+        "--device_target", type=target, help="Ascend, GPU or CPU (default: the first of them that works)"
+    )
+    group.add_argument("--device_id", type=config.natural, help="number of the GPU or NPU (default: 0)")
+    group.add_argument("--threads", type=config.count, help="batches under way at once (default: the cores)")
+    group.add_argument("--batch_size", type=config.count, help="images a batch (default: the fastest of the first few)")
+
+
+def add_model_flags(group) -> None:
+    """Flags on preprocessing and classes; they may not contradict a file that describes itself."""
+    group.add_argument("--image_size", type=config.count, help="pixels, side of the input")
+    group.add_argument("--resize", type=config.count, help="pixels, the shorter side before the centre is cut out")
+    ratio = "image_size by that shorter side, instead of --resize (default: 0.875)"
+    group.add_argument("--crop_ratio", type=config.number(float, 0.1, 1), help=ratio)
+    group.add_argument(
+        "--interpolation", type=config.choice(*INTERPOLATIONS), help="of the resizing (default: bicubic)"
+    )
+    group.add_argument(
+        "--mean", type=config.three_numbers, help="subtracted from pixels of 0 to 255; a number or R,G,B"
+    )
+    group.add_argument("--std", type=config.three_numbers, help="divides the pixels; a number or R,G,B")
+    group.add_argument("--class_names", metavar="FILE", help="names, one a line; or the word imagenet for its 1000")
+
+
+def check_arguments(arguments) -> None:
+    """Refuse flags that do not go together.
+
+    Raises:
+        UsageError: naming them.
+    """
+    if (arguments.dataset_path is None) == (arguments.image is None):
+        raise UsageError("give one of --dataset_path, a folder of class folders, and --image, single images")
+    other, flags = ("--dataset_path", ("report", "confusion")) if arguments.image else ("--image", ("top_k",))
+    for flag in flags:
+        if getattr(arguments, flag) is not None:
+            raise UsageError(f"--{flag} goes with {other} only")
+
+
+def prepare(arguments, images: int) -> tuple[OnnxModel, BatchSizes, int]:
+    """Open the file for so many images: (it, the sizes of the batches, how many of them are under way at once)."""
+    cores = arguments.threads or count_cores()
+    threads = min(cores, images)
+    flags = ("image_size", "resize", "crop_ratio", "interpolation", "mean", "std")
+    names = read_class_names(arguments.class_names) if arguments.class_names else None
+    given = GivenSettings(class_names=names, **{name: getattr(arguments, name) for name in flags})
+    # Fewer images than cores: one call of the network takes several cores.
+    model = open_model(arguments.onnx_path, given, arguments.device_target, arguments.device_id, cores // threads)
+    return model, choose_sizes(model, arguments.batch_size, threads), threads
+
+
+def evaluate(arguments) -> None:
+    """Top-1, top-5 and loss over a labelled folder, and what else was asked for."""
+    folder = read_image_folder(arguments.dataset_path)
+    for path in filter(None, (arguments.report, arguments.confusion)):
+        check_writable(path)
+    if arguments.confusion:
+        import_figure()
+    model, sizes, threads = prepare(arguments, len(folder))
+    model.info.check_folder(folder.classes, folder.root, model.path)
+    say = functools.partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
+    say(f"{model.describe()}; {model.target}, {threads} threads; {len(folder)} images in {len(folder.classes)} classes")
+
+    score, tally = Score(), ClassTally(len(folder.classes), bool(arguments.confusion))
+    failures, progress = Failures(len(folder), arguments.skip_bad_images), Progress(len(folder))
+    for batch in classify(model, folder, sizes, threads):
+        labels = folder.labels[batch.indices]
+        score.add(batch.logits, labels, arguments.label_smooth_factor)
+        tally.add(batch.logits, labels)
+        for index, error in batch.errors.items():
+            progress.clear()
+            failures.add(error, "; it is left out" if failures.skip else "; it counts as wrong")
+            tally.add_unusable(folder.labels[index], counts=not failures.skip)
+            score.add_wrong(0 if failures.skip else 1)
+        progress.add(len(batch.indices) + len(batch.errors))
+    progress.clear()
+    if score.images == 0:
+        raise RunError(f"{folder.root}: none of its {len(folder)} images could be used")
+    tell_score(score, failures, progress, sizes.best, arguments.json)
+    if arguments.report:
+        write_report(arguments.report, tally, folder.classes)
+        say(f"classes: {arguments.report}")
+    if arguments.confusion:
+        draw_confusion(arguments.confusion, tally, folder.classes)
+        say(f"confusion matrix: {arguments.confusion}")
+    failures.check()
+
+
+def tell_score(score: Score, failures: Failures, progress: Progress, batch_size: int, as_json: bool) -> None:
+    """Print the score, all its digits first."""
+    result = {"top_1": score.top_1_accuracy, "top_5": score.top_5_accuracy, "loss": score.loss, "images": score.images}
+    if as_json:
+        speed = {"seconds": progress.seconds, "images_per_second": progress.rate, "batch_size": batch_size}
+        print(json.dumps({**result, "unusable": len(failures), **speed}), flush=True)
+        return
+    top_1, top_5, loss = (np.format_float_positional(result[name], trim="0") for name in ("top_1", "top_5", "loss"))
+    print(f"result: top-1: {top_1}, top-5: {top_5}, loss: {loss}, images: {score.images}")
+    print(
+        f"{100 * score.top_1_accuracy:.2f}% right at once and {100 * score.top_5_accuracy:.2f}% within five, "
+        f"{len(failures)} unusable; {progress.seconds:.1f} s, {progress.rate:.1f} images/s in batches of {batch_size}",
+        flush=True,
+    )
+
+
+def predict(arguments) -> None:
+    """The most probable classes of single images, each printed as soon as it is known."""
+    images = find_images(arguments.image)
+    model, sizes, threads = prepare(arguments, len(images))
+    names = display_names(model.info)
+    table = Table(images.paths, names)
+    failures = Failures(len(images), arguments.skip_bad_images)
+    if not arguments.json:
+        print(f"{model.describe()}; {model.target}, {threads} threads\n\n{table.head()}", flush=True)
+    for batch in classify(model, images, sizes, threads):
+        logits = dict(zip(batch.indices, batch.logits))
+        for index in sorted([*logits, *batch.errors]):
+            path = images.full_path(index)
+            if index in batch.errors:
+                failures.add(batch.errors[index])
+                lines = [error_as_json(path, str(batch.errors[index]))] if arguments.json else []
+            else:
+                classes = top_classes(logits[index], arguments.top_k or TOP_K)
+                lines = [as_json(path, classes, model.info)] if arguments.json else table.lines(path, classes)
+            for line in lines:
+                print(line, flush=True)
+    failures.check()
+
+
+def main(argv=None) -> None:
+    """Evaluate a labelled folder, or classify single images."""
+    arguments = parse_arguments(argv)
+    if arguments.image:
+        predict(arguments)
+    else:
+        evaluate(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
