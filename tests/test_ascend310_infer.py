@@ -393,7 +393,7 @@ class TestWrongUse:
             ("{", "is broken"),
             ("[]", "no object"),
             ("[" * 100000, "is broken"),
-            ('"\xff"', "is broken"),
+            ('"\xff"', "last read: '\"\\xff'"),
             ({"format": 2}, "another format than 1"),
             ({"format": None}, "another format than 1"),
             ({"num_classes": 0}, "num_classes is 0"),

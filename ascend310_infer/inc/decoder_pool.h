@@ -26,7 +26,8 @@ struct Sample {
 
 class DecoderPool {
  public:
-  // Starts `threads` threads on the files `paths`; at most `capacity` samples wait to be taken. `paths` must outlive it.
+  // Starts `threads` threads on the files `paths`, or one for each file if that is fewer; at most `capacity` samples
+  // wait to be taken. `paths` must outlive it.
   DecoderPool(const std::vector<std::string> &paths, const Preprocess &preprocess, PixelType pixel_type, size_t threads,
               size_t capacity);
   DecoderPool(const DecoderPool &) = delete;

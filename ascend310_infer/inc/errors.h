@@ -26,4 +26,8 @@ class ImageError : public RunError {
 // "PATH: there is no space left on the device" for a value of errno.
 std::string describe_errno(int number, const std::string &path);
 
+// A sentence as one line that every terminal can show: white space becomes a single space; control characters and bytes
+// that are no UTF-8, from a file's name or content, are written as \xNN.
+std::string one_line(const std::string &text);
+
 #endif

@@ -62,7 +62,7 @@ std::vector<size_t> fill_batch(DecoderPool &decoders, const Work &work, Engine &
     const auto sample = decoders.next();
     if (!sample) break;
     if (!sample->error.empty()) {
-      std::cerr << "error: " + sample->error + "\n" << std::flush;
+      std::cerr << "error: " + one_line(sample->error) + "\n" << std::flush;
       ++report.unusable;
       continue;
     }
@@ -80,8 +80,7 @@ void classify(const Work &work, const Preprocess &preprocess, size_t threads, En
   const Clock::time_point start = Clock::now();
   const ModelShape &shape = engine.shape();
   // Two batches wait while one is being computed.
-  DecoderPool decoders(work.paths, preprocess, shape.pixel_type, std::min(threads, work.paths.size()),
-                       std::max<size_t>(2 * shape.batch_size, threads));
+  DecoderPool decoders(work.paths, preprocess, shape.pixel_type, threads, std::max(2 * shape.batch_size, threads));
   Progress progress(work.paths.size());
   size_t done = 0;
   while (true) {

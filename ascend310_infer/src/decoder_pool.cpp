@@ -1,5 +1,6 @@
 #include "decoder_pool.h"
 
+#include <algorithm>
 #include <exception>
 #include <new>
 #include <system_error>
@@ -17,7 +18,10 @@ constexpr size_t kMaxFileBytes = size_t{1} << 30;
 
 DecoderPool::DecoderPool(const std::vector<std::string> &paths, const Preprocess &preprocess, PixelType pixel_type,
                          size_t threads, size_t capacity)
-    : paths_(paths), preprocess_(preprocess), pixel_type_(pixel_type), queue_(capacity), working_(threads) {
+    : paths_(paths), preprocess_(preprocess), pixel_type_(pixel_type), queue_(capacity) {
+  threads = std::min(threads, paths.size());
+  if (threads == 0) queue_.close();  // nobody else would
+  working_ = threads;
   try {
     for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
   } catch (const std::system_error &) {

@@ -95,17 +95,6 @@ int run(int argc, char **argv) {
   return 0;
 }
 
-// One line, whatever a library put into its message.
-std::string join_lines(const std::string &text) {
-  std::string line;
-  for (const char c : text) {
-    const bool space = c == '\n' || c == '\r' || c == '\t' || c == ' ';
-    if (!space) line += c;
-    if (space && !line.empty() && line.back() != ' ') line += ' ';
-  }
-  return line;
-}
-
 }  // namespace
 
 int main(int argc, char **argv) {
@@ -123,6 +112,6 @@ int main(int argc, char **argv) {
   } catch (const std::exception &error) {
     sentence = error.what();
   }
-  std::cerr << "error: " << join_lines(sentence) << std::endl;
+  std::cerr << "error: " << one_line(sentence) << std::endl;
   return code;
 }

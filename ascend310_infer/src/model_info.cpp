@@ -17,10 +17,21 @@ constexpr size_t kMaxJsonBytes = 64 << 20;
 constexpr size_t kMaxModelBytes = size_t{4} << 30;
 constexpr size_t kMaxClasses = 1 << 24;
 
+// The beginning of a text that may be as long as the file.
+std::string excerpt(const std::string &text) { return text.size() <= 300 ? text : text.substr(0, 300) + "..."; }
+
+// A value as text. What is nested is only named: dump() calls itself for every level, and a file may have any number.
+std::string show(const Json &value) {
+  for (const Json &part : value) {
+    if (part.is_structured()) return std::string("a nested ") + value.type_name();
+  }
+  return excerpt(value.dump());
+}
+
 size_t parse_whole_number(const Json &fields, const char *name, size_t low, size_t high) {
   const Json &value = fields.at(name);
   if (!value.is_number_integer() || value < low || value > high) {
-    throw RunError(std::string(name) + " is " + value.dump() + ", not a whole number from " + std::to_string(low) +
+    throw RunError(std::string(name) + " is " + show(value) + ", not a whole number from " + std::to_string(low) +
                    " to " + std::to_string(high));
   }
   return value.get<size_t>();
@@ -34,13 +45,13 @@ std::array<float, 3> parse_three(const Json &fields, const char *name) {
     good = values[i].is_number() && std::isfinite(values[i].get<double>());
     if (good) result[i] = static_cast<float>(values[i].get<double>());
   }
-  if (!good) throw RunError(std::string(name) + " is " + values.dump() + ", not three numbers");
+  if (!good) throw RunError(std::string(name) + " is " + show(values) + ", not three numbers");
   return result;
 }
 
 void refuse_unknown(const Json &fields, const std::set<std::string> &known) {
   for (const auto &field : fields.items()) {
-    if (known.count(field.key()) == 0) throw RunError("there is no setting '" + field.key() + "'");
+    if (known.count(field.key()) == 0) throw RunError("there is no setting '" + excerpt(field.key()) + "'");
   }
 }
 
@@ -60,14 +71,14 @@ Preprocess parse_preprocess(const Json &fields) {
   if (fields.contains("interpolation")) {
     const Json &name = fields.at("interpolation");
     if (name != "bicubic" && name != "bilinear") {
-      throw RunError("interpolation is " + name.dump() + ", not bicubic or bilinear");
+      throw RunError("interpolation is " + show(name) + ", not bicubic or bilinear");
     }
     preprocess.interpolation = name == "bicubic" ? Interpolation::kBicubic : Interpolation::kBilinear;
   }
   if (fields.contains("mean")) preprocess.mean = parse_three(fields, "mean");
   if (fields.contains("std")) preprocess.std = parse_three(fields, "std");
   if (!(*std::min_element(preprocess.std.begin(), preprocess.std.end()) > 0)) {
-    throw RunError("std is " + fields.at("std").dump() + "; it must be above 0");
+    throw RunError("std is " + show(fields.at("std")) + "; it must be above 0");
   }
   return preprocess;
 }
@@ -109,7 +120,7 @@ ModelInfo parse_model_info(const std::string &text, const std::string &source) {
   try {
     return parse_fields(Json::parse(text));
   } catch (const Json::exception &error) {
-    throw RunError(source + ": the description of the model is broken (" + error.what() + ")");
+    throw RunError(source + ": the description of the model is broken (" + excerpt(error.what()) + ")");
   } catch (const RunError &error) {
     throw RunError(source + ": the description of the model is broken: " + error.what());
   }

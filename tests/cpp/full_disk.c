@@ -1,5 +1,6 @@
 /* Preloaded into the program: after FULL_DISK_AFTER writes to files it opened for writing, the disk is full. The write
- * that meets the end still writes half of its bytes, as on a real disk. */
+ * that meets the end still writes half of its bytes, as on a real disk. Files opened for appending do not count: they are
+ * the log of MindSpore Lite's double. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -11,7 +12,8 @@ ssize_t write(int file, const void *data, size_t size) {
   static long left = -1;
   ssize_t (*real)(int, const void *, size_t) = (ssize_t(*)(int, const void *, size_t))dlsym(RTLD_NEXT, "write");
   if (left < 0) left = atol(getenv("FULL_DISK_AFTER"));
-  if (file <= 2 || (fcntl(file, F_GETFL) & O_ACCMODE) != O_WRONLY) return real(file, data, size);
+  const int flags = fcntl(file, F_GETFL);
+  if (file <= 2 || (flags & O_ACCMODE) != O_WRONLY || (flags & O_APPEND) != 0) return real(file, data, size);
   if (left == 0) {
     errno = ENOSPC;
     return -1;

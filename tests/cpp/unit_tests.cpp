@@ -59,8 +59,27 @@ TEST(DecoderPool, StopsWhenNobodyTakesTheRest) {
 
 TEST(DecoderPool, EndsWhenThereIsNothingToDo) {
   const std::vector<std::string> paths;
-  DecoderPool decoders(paths, Preprocess{}, PixelType::kFloat32Nchw, 1, 2);
-  EXPECT_FALSE(decoders.next().has_value());
+  for (const size_t threads : {0, 1, 3}) {
+    DecoderPool decoders(paths, Preprocess{}, PixelType::kFloat32Nchw, threads, 2);
+    EXPECT_FALSE(decoders.next().has_value());
+  }
+}
+
+TEST(OneLine, ShowsWhatATerminalCannotAsHexadecimal) {
+  EXPECT_EQ(one_line("two  words\n and\tmore"), "two words and more");
+  EXPECT_EQ(one_line("a\x1b[31m\x7f"), "a\\x1b[31m\\x7f");
+  EXPECT_EQ(one_line("ёж 猫 \xf0\x9f\x90\x88"), "ёж 猫 \xf0\x9f\x90\x88");
+  // A byte that begins nothing, an overlong form, half a character, a surrogate.
+  EXPECT_EQ(one_line("\xff \xc0\xaf \xe7\x8c \xed\xa0\x80"), "\\xff \\xc0\\xaf \\xe7\\x8c \\xed\\xa0\\x80");
+}
+
+TEST(ModelInfo, NestsWithoutEnd) {
+  const std::string deep = std::string(200000, '[') + std::string(200000, ']');
+  for (const char *name : {"num_classes", "class_names", "format", "preprocess", "colour"}) {
+    const std::string text = "{\"format\": 1, \"preprocess\": {}, \"" + std::string(name) + "\": " + deep + "}";
+    EXPECT_THROW(parse_model_info(text, "m"), RunError);
+  }
+  EXPECT_THROW(parse_model_info("{\"format\": 1, \"preprocess\": {\"mean\": " + deep + "}}", "m"), RunError);
 }
 
 TEST(Quantile, IsTheNearestRank) {
