@@ -11,6 +11,7 @@ weights under the network's parameter names it holds
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -27,9 +28,8 @@ import src.device  # noqa: F401  sets the log level before MindSpore loads
 from src.cli import RunError, atomic_path
 from src.model_info import ModelInfo
 from src.models.effnet import create_network
-from src.weights import from_model_zoo, is_model_zoo
-
-Weights = Dict[str, np.ndarray]
+from src.weight_sources import source_of
+from src.weights import LAYOUTS, Weights, recognise, to_ours
 
 EMA_PREFIX = "ema."
 INFO_ENTRY = "model_info"
@@ -99,7 +99,7 @@ def write_checkpoint(
     entries = dict(weights)
     entries.update({EMA_PREFIX + name: value for name, value in (ema or {}).items()})
     entries.update(training or {})
-    tensors = [{"name": name, "data": ms.Tensor(np.ascontiguousarray(value))} for name, value in entries.items()]
+    tensors = [{"name": name, "data": ms.Tensor(np.asarray(value, order="C"))} for name, value in entries.items()]
     texts = {INFO_ENTRY: info.to_json()}
     if state is not None:
         texts[STATE_ENTRY] = json.dumps(state)
@@ -113,13 +113,17 @@ def write_checkpoint(
                 raise RunError(f"{path}: the checkpoint could not be written whole; is there space on the disk?")
             if named != temporary:
                 os.replace(named, temporary)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from error
         finally:
-            if named != temporary and os.path.exists(named):
-                os.remove(named)
+            # MindSpore writes beside that name first, and leaves it there when it fails.
+            for leftover in {named, named[: -len(".ckpt")] + ".tmp"} - {temporary}:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(leftover)
 
 
 def read_checkpoint(path: str) -> Checkpoint:
-    """Read and verify a checkpoint of this project or one that the model zoo published.
+    """Read and verify a checkpoint of this project, or one that the model zoo or MindCV published.
 
     Raises:
         RunError: if the file is missing, truncated, altered, of another network, or no checkpoint.
@@ -128,7 +132,7 @@ def read_checkpoint(path: str) -> Checkpoint:
     text = entries.pop(INFO_ENTRY, None)
     state = entries.pop(STATE_ENTRY, None)
     if not isinstance(text, str):
-        return read_model_zoo(path, entries)
+        return read_published(path, entries)
     info = ModelInfo.from_json(text, path)
     names = network_shapes(info)
     weights = {name: entries.pop(name) for name in list(entries) if name in names}
@@ -143,13 +147,17 @@ def read_checkpoint(path: str) -> Checkpoint:
     return Checkpoint(path, info, weights, ema or None, entries, state)
 
 
-def read_model_zoo(path: str, entries: Weights) -> Checkpoint:
-    """Understand the entries of a checkpoint that this project did not write: the model zoo's published ones."""
-    if not is_model_zoo(entries):
+def read_published(path: str, entries: Weights) -> Checkpoint:
+    """Understand the entries of a checkpoint that this project did not write: the model zoo's or MindCV's."""
+    layout = recognise(entries)
+    if layout not in (LAYOUTS["zoo"], LAYOUTS["mindcv"]):
         raise RunError(f"{path}: it is a checkpoint of another network, or one that does not say what it is")
-    weights, info = from_model_zoo(entries, path)
-    check_weights(path, info, weights, network_shapes(info))
-    return Checkpoint(path, info, weights, None, {}, {})
+    translated = to_ours(entries, path)
+    if translated.num_classes is None:
+        raise RunError(f"{path}: it has no classifier; convert_weights.py can give it a new one")
+    info = source_of(layout).describe(translated.variant, translated.num_classes)
+    check_weights(path, info, translated.weights, network_shapes(info))
+    return Checkpoint(path, info, translated.weights, None, {}, {})
 
 
 def read_entries(path: str) -> Weights:
@@ -164,7 +172,8 @@ def read_entries(path: str) -> Weights:
         raise RunError(f"{path}: it is a folder, not a checkpoint file")
     if os.path.getsize(path) == 0:
         raise RunError(f"{path}: the checkpoint is empty")
-    if has_valid_checksum(path) is False:
+    checked = has_valid_checksum(path)
+    if checked is False:
         raise RunError(f"{path}: the checkpoint is damaged, its checksum does not match")
     try:
         with quiet_logging():
@@ -174,6 +183,9 @@ def read_entries(path: str) -> Weights:
         raise RunError(
             f"{path}: the checkpoint cannot be read; it is truncated or not a MindSpore checkpoint"
         ) from error
+    if INFO_ENTRY in loaded and not checked:
+        # Ours always have one: the end of the file is missing.
+        raise RunError(f"{path}: the checkpoint is damaged, its checksum is missing")
     return {name: value if isinstance(value, str) else value.asnumpy() for name, value in loaded.items()}
 
 

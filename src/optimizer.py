@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import List
 
+import mindspore as ms
 import numpy as np
-from mindspore import nn
+from mindspore import nn, ops
 
 from src.config import Config
 
@@ -20,6 +21,34 @@ def group_parameters(parameters: list, weight_decay: float, decay_all: bool) -> 
     others = [p for p in parameters if not decay_all and len(p.shape) <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]] + [{"order_params": parameters}]
+
+
+class ElementaryRMSProp(nn.RMSProp):
+    """`nn.RMSProp` in elementary operators, for the CPU; parameters and state are the same.
+
+    MindSpore 2.10's kernel for the CPU adds epsilon outside of the square root for every eight neighbouring elements
+    and inside of it for the rest of a tensor, and how many are the rest depends on how it divides the tensor among
+    threads, which it finds out by trial in the first steps of a process. Small gradients are taken up to thirty times
+    too far, and no run can be repeated. This class can go when the kernel computes one formula.
+    """
+
+    def construct(self, gradients):
+        """Update the parameters: ms += (1 - decay) (g^2 - ms); m = momentum m + lr g / sqrt(ms + eps); w -= m."""
+        gradients = self.scale_grad(self.gradients_centralization(self.decay_weight(gradients)))
+        learning_rate = self.get_lr()
+        self.assignadd(self.global_step, self.global_step_increase_tensor)
+        update = ops.partial(_update, self.decay, self.epsilon, self.momentum, learning_rate)
+        return self.hyper_map(update, self._parameters, self.ms, self.moment, gradients)
+
+
+_update = ops.MultitypeFuncGraph("rmsprop_update")
+
+
+@_update.register("Number", "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
+def _update_one(decay, epsilon, momentum, learning_rate, weight, mean_square, moment, gradient):
+    mean_square = ops.assign_add(mean_square, (ops.square(gradient) - mean_square) * (1.0 - decay))
+    moment = ops.assign(moment, moment * momentum + learning_rate * gradient / ops.sqrt(mean_square + epsilon))
+    return ops.assign_sub(weight, moment)
 
 
 def create_optimizer(parameters: list, learning_rates: np.ndarray, config: Config) -> nn.Optimizer:
@@ -37,5 +66,6 @@ def create_optimizer(parameters: list, learning_rates: np.ndarray, config: Confi
         "loss_scale": 1.0,  # TrainStep has divided the gradients by the loss scale already
     }
     if config.opt == "rmsprop":
-        return nn.RMSProp(groups, decay=config.opt_decay, epsilon=config.opt_eps, **shared)
+        rmsprop = ElementaryRMSProp if ms.get_context("device_target") == "CPU" else nn.RMSProp
+        return rmsprop(groups, decay=config.opt_decay, epsilon=config.opt_eps, **shared)
     return nn.SGD(groups, **shared)
