@@ -9,7 +9,7 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Uniform
 
-from src.models.layers import ConvNormActivation, DropConnect, Dropout, SqueezeExcitation
+from src.models.layers import ConvNormActivation, DropConnect, Dropout, PositionMean, SqueezeExcitation
 from src.models.scaling import (
     HEAD_CHANNELS,
     SQUEEZE_RATIO,
@@ -30,7 +30,8 @@ class MBConv(nn.Cell):
         stage: expand ratio, kernel and stride; its channels are this block's, already scaled.
         drop_rate: drop-connect's rate for this block.
         stream, seed: see `layers.KeepMask`.
-        norm: keyword arguments of `ConvNormActivation`: padding, norm_eps, norm_momentum.
+        norm: keyword arguments of `ConvNormActivation`: padding, norm_eps, norm_momentum, sync_norm,
+            kernels.
     """
 
     def __init__(self, stage: Stage, drop_rate: float, stream: int, seed: int, norm: dict):
@@ -40,7 +41,7 @@ class MBConv(nn.Cell):
         if self.has_expand:
             self.expand = ConvNormActivation(stage.in_channels, hidden, 1, 1, 1, True, **norm)
         self.depthwise = ConvNormActivation(hidden, hidden, stage.kernel_size, stage.stride, hidden, True, **norm)
-        self.se = SqueezeExcitation(hidden, max(1, int(stage.in_channels * SQUEEZE_RATIO)))
+        self.se = SqueezeExcitation(hidden, max(1, int(stage.in_channels * SQUEEZE_RATIO)), norm["kernels"])
         self.project = ConvNormActivation(hidden, stage.out_channels, 1, 1, 1, False, **norm)
         self.has_residual = stage.stride == 1 and stage.in_channels == stage.out_channels
         if self.has_residual:
@@ -65,6 +66,9 @@ class EfficientNet(nn.Cell):
         norm_eps: epsilon of the batch norms.
         norm_momentum: share of the old moving statistics that a step keeps.
         seed: seed of drop-connect and dropout; weights follow `mindspore.set_seed`.
+        sync_norm: compute batch-norm statistics over the batches of all ranks; MindSpore can on Ascend.
+        kernels: `src.kernels.Kernels` to compute with on a CPU. None takes MindSpore's operators, which every device
+            has and which alone can be exported; parameters and, up to rounding, results are the same.
 
     Inputs: float32 tensor of shape (N, 3, H, W), any N.
     Outputs: logits of shape (N, num_classes).
@@ -81,9 +85,17 @@ class EfficientNet(nn.Cell):
         norm_eps: float = 1e-3,
         norm_momentum: float = 0.99,
         seed: int = 1,
+        sync_norm: bool = False,
+        kernels=None,
     ):
         super().__init__()
-        norm = {"padding": padding, "norm_eps": norm_eps, "norm_momentum": norm_momentum}
+        norm = {
+            "padding": padding,
+            "norm_eps": norm_eps,
+            "norm_momentum": norm_momentum,
+            "sync_norm": sync_norm,
+            "kernels": kernels,
+        }
         stem_channels = scale_channels(STEM_CHANNELS, width_coeff)
         head_channels = scale_channels(HEAD_CHANNELS, width_coeff)
         stages = scaled_blocks(width_coeff, depth_coeff)
@@ -93,6 +105,7 @@ class EfficientNet(nn.Cell):
             [MBConv(block, drop_connect_rate * i / len(stages), i, seed, norm) for i, block in enumerate(stages)]
         )
         self.head = ConvNormActivation(stages[-1].out_channels, head_channels, 1, 1, 1, True, **norm)
+        self.mean = PositionMean(head_channels, kernels)
         self.dropout = Dropout(dropout_rate, len(stages), seed)
         self.classifier = nn.Dense(
             head_channels, num_classes, weight_init=Uniform(1.0 / math.sqrt(num_classes)), bias_init="zeros"
@@ -108,7 +121,7 @@ class EfficientNet(nn.Cell):
         x = self.stem(x)
         for block in self.blocks:
             x = block(x, step)
-        x = ops.mean(self.head(x), (2, 3))
+        x = self.mean(self.head(x))
         return self.classifier(self.dropout(x, step))
 
     def freeze(self, parts: int) -> list:

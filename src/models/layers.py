@@ -60,9 +60,12 @@ class ConvNormActivation(nn.Cell):
     Args:
         norm_eps: epsilon of the batch norm.
         norm_momentum: share of the old moving statistics that a step keeps; PyTorch's is 1 minus it.
+        sync_norm: compute the statistics over the batches of all ranks; MindSpore can on Ascend.
+        kernels: `src.kernels.Kernels` to compute with, or None; has no `sync_norm`.
         The others are those of `convolution`.
 
-    Shapes: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
+    Shapes: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)); with kernels as in
+        `src.kernels.operators`.
     """
 
     def __init__(
@@ -76,13 +79,22 @@ class ConvNormActivation(nn.Cell):
         padding: str,
         norm_eps: float,
         norm_momentum: float,
+        sync_norm: bool = False,
+        kernels=None,
     ):
         super().__init__()
         self.conv = convolution(in_channels, out_channels, kernel_size, stride, groups, padding)
-        self.norm = nn.BatchNorm2d(out_channels, eps=norm_eps, momentum=norm_momentum)
+        batch_norm = nn.SyncBatchNorm if sync_norm else nn.BatchNorm2d
+        self.norm = batch_norm(out_channels, eps=norm_eps, momentum=norm_momentum)
         self.activate = activate
+        self.kernel = None
+        if kernels is not None:
+            self.kernel = kernels.conv_norm(kernel_size, stride, groups, padding, activate, norm_eps, norm_momentum)
 
     def construct(self, x):
+        if self.kernel is not None:
+            norm = self.norm
+            return self.kernel(x, self.conv.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)
         x = self.norm(self.conv(x))
         return swish(x) if self.activate else x
 
@@ -93,16 +105,38 @@ class SqueezeExcitation(nn.Cell):
     Args:
         channels: channels of the input.
         squeezed: channels between the two 1x1 convolutions.
+        kernels: see `ConvNormActivation`.
     """
 
-    def __init__(self, channels: int, squeezed: int):
+    def __init__(self, channels: int, squeezed: int, kernels=None):
         super().__init__()
         self.reduce = convolution(channels, squeezed, 1, has_bias=True)
         self.expand = convolution(squeezed, channels, 1, has_bias=True)
+        self.kernel = None if kernels is None else kernels.squeeze()
 
     def construct(self, x):
+        if self.kernel is not None:
+            return self.kernel(x, self.reduce.weight, self.reduce.bias, self.expand.weight, self.expand.bias)
         gate = ops.mean(x, (2, 3), True)
         return x * ops.sigmoid(self.expand(swish(self.reduce(gate))))
+
+
+class PositionMean(nn.Cell):
+    """The mean over an image's positions: (N, C, H, W) to (N, C).
+
+    Args:
+        channels: C.
+        kernels: see `ConvNormActivation`.
+    """
+
+    def __init__(self, channels: int, kernels=None):
+        super().__init__()
+        self.kernel = None if kernels is None else kernels.mean(channels)
+
+    def construct(self, x):
+        if self.kernel is not None:
+            return self.kernel(x)
+        return ops.mean(x, (2, 3))
 
 
 def scramble(x):

@@ -1,0 +1,37 @@
+// What the three kinds of convolution have in common.
+#pragma once
+
+#include "gemm.h"
+#include "norm.h"
+
+// The tensors of a layer. Weights are MindSpore's: (out channels, in channels / groups, kernel, kernel).
+struct Layer {
+  Index images, in_height, in_width, in_channels;  // in_channels: as in the weight, not padded
+  Index out_height, out_width, out_channels;
+  Index kernel, stride;
+  Index top, left;  // rows and columns of padding before the first
+
+  Index positions() const { return images * out_height * out_width; }
+};
+
+// Padding before the first pixel: the half of TensorFlow's that is rounded down, or PyTorch's.
+inline Index padding_before(Index in, Index out, Index kernel, Index stride, bool symmetric) {
+  if (symmetric) return (kernel - 1) / 2;
+  return std::max<Index>(0, (out - 1) * stride + kernel - in) / 2;
+}
+
+// Weight gradients are summed up in at most so many groups of tasks, whose sums are then added in their order.
+constexpr Index kMostGroups = 16;
+
+inline Index group_count(Index blocks) { return std::min(blocks, kMostGroups); }
+
+// to[i] = the sum over the groups of partial[group * size + i].
+inline void add_groups(const float* partial, Index groups, Index size, float* to) {
+  constexpr Index step = 4096;
+  parallel((size + step - 1) / step, [&](Index task) {
+    const Index first = task * step, last = std::min(size, first + step);
+    for (Index i = first; i < last; ++i) to[i] = partial[i];
+    for (Index g = 1; g < groups; ++g)
+      for (Index i = first; i < last; ++i) to[i] += partial[g * size + i];
+  });
+}

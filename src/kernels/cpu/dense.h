@@ -1,0 +1,129 @@
+// Convolution of all channels by all, for the stem: images come as MindSpore's (N, C, H, W), few channels.
+#pragma once
+
+#include "convolution.h"
+
+class Dense {
+ public:
+  Dense(const Layer& layer, const float* x, const float* weight)
+      : layer_(layer),
+        x_(x),
+        weight_(weight),
+        depth_(layer.in_channels * layer.kernel * layer.kernel),
+        columns_(padded(depth_)),
+        out_(padded(layer.out_channels)),
+        band_(std::clamp<Index>(192 / layer.out_width, 1, layer.out_height)),
+        bands_((layer.out_height + band_ - 1) / band_) {}
+
+  Index blocks() const { return layer_.images * bands_; }
+
+  // As Pointwise::forward.
+  template <typename Finish>
+  void forward(float* y, const Finish& finish) const {
+    const Scratch packed(depth_ * out_);
+    for (Index column = 0; column < out_; column += kPanel)
+      pack_panel(weight_, 1, depth_, depth_, column, layer_.out_channels, panel_width(column, out_),
+                 packed + column * depth_);
+    parallel(blocks(), [&](Index block) {
+      const Scratch patches(band_ * layer_.out_width * columns_);
+      const Band band = this->band(block);
+      unfold(band, patches);
+      for (Index column = 0; column < out_; column += kPanel) {
+        const Index width = panel_width(column, out_);
+        product<false>(patches, columns_, packed + column * depth_, width, band.positions, depth_,
+                       y + band.position * out_ + column, out_, width, false);
+      }
+      finish(block, y + band.position * out_, band.positions, 0, out_);
+    });
+  }
+
+  // The weight's gradient; see Pointwise::backward.
+  template <typename OutputGradient>
+  void backward(const OutputGradient& output_gradient, float* weight_gradient) const {
+    const Index groups = group_count(blocks()), size = out_ * columns_;
+    const Scratch partial(groups * size);
+    parallel(groups, [&](Index group) {
+      const Scratch patches(band_ * layer_.out_width * columns_), gradient(band_ * layer_.out_width * out_);
+      const Index begin = blocks() * group / groups, end = blocks() * (group + 1) / groups;
+      for (Index block = begin; block < end; ++block) {
+        const Band band = this->band(block);
+        unfold(band, patches);
+        output_gradient(band.position, band.positions, gradient);
+        for (Index column = 0; column < columns_; column += kPanel)
+          product<true>(gradient, out_, patches + column, columns_, out_, band.positions,
+                        partial + group * size + column, columns_, panel_width(column, columns_), block > begin);
+      }
+    });
+    const Scratch sum(size);
+    add_groups(partial, groups, size, sum);
+    for (Index o = 0; o < layer_.out_channels; ++o)
+      std::memcpy(weight_gradient + o * depth_, sum + o * columns_, sizeof(float) * depth_);
+  }
+
+  // The images' gradient, which training does not need.
+  template <typename OutputGradient>
+  void backward_input(const OutputGradient& output_gradient, float* x_gradient) const {
+    const Scratch packed(layer_.out_channels * columns_);
+    for (Index column = 0; column < columns_; column += kPanel)
+      pack_panel(weight_, depth_, 1, layer_.out_channels, column, depth_, panel_width(column, columns_),
+                 packed + column * layer_.out_channels);
+    const Index size = layer_.in_channels * layer_.in_height * layer_.in_width;
+    std::memset(x_gradient, 0, sizeof(float) * layer_.images * size);
+    parallel(layer_.images, [&](Index image) {
+      const Scratch patches(band_ * layer_.out_width * columns_), gradient(band_ * layer_.out_width * out_);
+      for (Index block = image * bands_; block < (image + 1) * bands_; ++block) {
+        const Band band = this->band(block);
+        output_gradient(band.position, band.positions, gradient);
+        for (Index column = 0; column < columns_; column += kPanel) {
+          const Index width = panel_width(column, columns_);
+          product<false>(gradient, out_, packed + column * layer_.out_channels, width, band.positions,
+                         layer_.out_channels, patches + column, columns_, width, false);
+        }
+        const float* patch = patches;
+        each_tap(band, [&](Index position, Index tap, Index offset) {
+          x_gradient[image * size + offset] += patch[position * columns_ + tap];
+        });
+      }
+    });
+  }
+
+ private:
+  struct Band {
+    Index image, row;            // first row of output
+    Index position, positions;  // the first of all positions, and how many
+  };
+
+  Band band(Index block) const {
+    const Index image = block / bands_, row = block % bands_ * band_;
+    const Index rows = std::min(band_, layer_.out_height - row);
+    return {image, row, (image * layer_.out_height + row) * layer_.out_width, rows * layer_.out_width};
+  }
+
+  // Calls visit(position in the band, number of the tap, offset of its pixel in the image) where there is a pixel.
+  template <typename Visit>
+  void each_tap(const Band& band, const Visit& visit) const {
+    const Index kernel = layer_.kernel;
+    for (Index position = 0; position < band.positions; ++position) {
+      const Index top = (band.row + position / layer_.out_width) * layer_.stride - layer_.top;
+      const Index left = position % layer_.out_width * layer_.stride - layer_.left;
+      for (Index channel = 0; channel < layer_.in_channels; ++channel)
+        for (Index r = std::max<Index>(0, -top); r < std::min(kernel, layer_.in_height - top); ++r)
+          for (Index c = std::max<Index>(0, -left); c < std::min(kernel, layer_.in_width - left); ++c)
+            visit(position, (channel * kernel + r) * kernel + c,
+                  (channel * layer_.in_height + top + r) * layer_.in_width + left + c);
+    }
+  }
+
+  // Rows of what each position sees, behind each other, with zeros where it sees no pixel.
+  void unfold(const Band& band, float* patches) const {
+    std::memset(patches, 0, sizeof(float) * band.positions * columns_);
+    const float* image = x_ + band.image * layer_.in_channels * layer_.in_height * layer_.in_width;
+    each_tap(band, [&](Index position, Index tap, Index offset) { patches[position * columns_ + tap] = image[offset]; });
+  }
+
+  Layer layer_;
+  const float* x_;
+  const float* weight_;
+  Index depth_, columns_, out_;
+  Index band_, bands_;
+};

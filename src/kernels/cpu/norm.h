@@ -1,0 +1,236 @@
+// Batch norm with or without swish behind it, over matrices of positions x channels (channels padded, zeros there).
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "pool.h"
+
+// What the layer computes, from the operator's tensor of settings.
+struct Settings {
+  Index stride;
+  bool symmetric;  // PyTorch's padding; else TensorFlow's "same"
+  bool activate;   // swish behind the norm
+  bool training;   // the batch's statistics count, not the moving ones
+  float epsilon;
+  float momentum;  // share of the old moving statistics that stays
+
+  explicit Settings(const float* from)
+      : stride(static_cast<Index>(from[0])),
+        symmetric(from[1] != 0.0f),
+        activate(from[2] != 0.0f),
+        training(from[3] != 0.0f),
+        epsilon(from[4]),
+        momentum(from[5]) {}
+};
+
+// Statistics and parameters of the channels, padded with zeros.
+class Norm {
+ public:
+  Norm(Index channels, float epsilon, const float* mean, const float* variance, const float* gamma, const float* beta)
+      : channels_(channels), width_(padded(channels)), terms_(6 * width_) {
+    std::memset(terms_.data(), 0, sizeof(float) * 6 * width_);
+    for (Index c = 0; c < channels; ++c) {
+      this->mean()[c] = mean[c];
+      inverse()[c] = static_cast<float>(1.0 / std::sqrt(static_cast<double>(variance[c]) + epsilon));
+      scale()[c] = gamma[c] * inverse()[c];
+      this->beta()[c] = beta[c];
+    }
+  }
+
+  Index channels() const { return channels_; }
+  Index width() const { return width_; }
+  float* mean() const { return terms_; }
+  float* inverse() const { return terms_ + width_; }
+  float* scale() const { return terms_ + 2 * width_; }
+  float* beta() const { return terms_ + 3 * width_; }
+  // Means over the positions of the norm's output gradient, and of that times the normalised input.
+  float* mean_gradient() const { return terms_ + 4 * width_; }
+  float* mean_product() const { return terms_ + 5 * width_; }
+
+ private:
+  Index channels_, width_;
+  Scratch terms_;
+};
+
+// A tensor between two layers: rows are positions (of all images), `width` channels apart.
+// out = act(norm(in)); `in` and `out` may be the same.
+template <bool activate>
+void apply_norm(const Norm& norm, const float* in, float* out, Index rows, Index width, Index first, Index last) {
+  for (Index r = 0; r < rows; ++r, in += width, out += width)
+    for (Index c = first; c < last; c += kLanes) {
+      const Vector z = (load(in + c) - load(norm.mean() + c)) * load(norm.scale() + c) + load(norm.beta() + c);
+      store(out + c, activate ? swish(z) : z);
+    }
+}
+
+inline void apply_norm(const Norm& norm, bool activate, const float* in, float* out, Index rows, Index width,
+                       Index first, Index last) {
+  activate ? apply_norm<true>(norm, in, out, rows, width, first, last)
+           : apply_norm<false>(norm, in, out, rows, width, first, last);
+}
+
+// Gradient of the norm's output from that of the activation's.
+template <bool activate>
+inline Vector norm_gradient(const Norm& norm, Vector centred, Vector upper, Index c) {
+  return activate ? upper * swish_slope(centred * load(norm.scale() + c) + load(norm.beta() + c)) : upper;
+}
+
+// Gradient of the norm's input, from the gradient `upper` of the activation's output and the norm's input `in`. Rows of
+// `in` are `width` apart, those of `out` `out_width`; channels first ... last - 1 go to out[0 ... last - first - 1].
+template <bool activate>
+void input_gradient(const Norm& norm, const float* upper, const float* in, Index rows, Index width, float* out,
+                    Index out_width, Index first, Index last) {
+  for (Index r = 0; r < rows; ++r, upper += width, in += width, out += out_width)
+    for (Index c = first; c < last; c += kLanes) {
+      const Vector centred = load(in + c) - load(norm.mean() + c);
+      const Vector gradient = norm_gradient<activate>(norm, centred, load(upper + c), c);
+      const Vector normalised = centred * load(norm.inverse() + c);
+      store(out + c - first, load(norm.scale() + c) * (gradient - load(norm.mean_gradient() + c) -
+                                                        normalised * load(norm.mean_product() + c)));
+    }
+}
+
+inline void input_gradient(const Norm& norm, bool activate, const float* upper, const float* in, Index rows,
+                           Index width, float* out, Index out_width, Index first, Index last) {
+  activate ? input_gradient<true>(norm, upper, in, rows, width, out, out_width, first, last)
+           : input_gradient<false>(norm, upper, in, rows, width, out, out_width, first, last);
+}
+
+// Sums over blocks of positions, each block in a place of its own.
+class BlockSums {
+ public:
+  BlockSums(Index blocks, Index width) : blocks_(blocks), width_(width), sums_(2 * blocks * width), counts_(blocks) {}
+
+  Index blocks() const { return blocks_; }
+  Index width() const { return width_; }
+  float* first(Index block) const { return sums_ + 2 * block * width_; }
+  float* second(Index block) const { return sums_ + (2 * block + 1) * width_; }
+  float& count(Index block) const { return counts_[block]; }
+
+ private:
+  Index blocks_, width_;
+  Scratch sums_;
+  Scratch counts_;
+};
+
+constexpr Index kMostVectorsAtOnce = 4;
+
+// Writes the mean and the sum of squared deviations of `rows` rows for channels first ... last - 1.
+template <int vectors>
+inline void moments(const float* in, Index rows, Index width, float* mean, float* square) {
+  Vector sum[vectors] = {};
+  for (Index r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) sum[v] += load(in + r * width + v * kLanes);
+  Vector deviation[vectors] = {};
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; ++v) sum[v] = sum[v] / broadcast(static_cast<float>(rows));
+  for (Index r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      const Vector difference = load(in + r * width + v * kLanes) - sum[v];
+      deviation[v] += difference * difference;
+    }
+  for (int v = 0; v < vectors; ++v) {
+    store(mean + v * kLanes, sum[v]);
+    store(square + v * kLanes, deviation[v]);
+  }
+}
+
+inline void block_moments(const BlockSums& sums, Index block, const float* in, Index rows, Index width, Index first,
+                          Index last) {
+  sums.count(block) = static_cast<float>(rows);
+  Index c = first;
+  for (; c + kMostVectorsAtOnce * kLanes <= last; c += kMostVectorsAtOnce * kLanes)
+    moments<kMostVectorsAtOnce>(in + c, rows, width, sums.first(block) + c, sums.second(block) + c);
+  for (; c < last; c += kLanes) moments<1>(in + c, rows, width, sums.first(block) + c, sums.second(block) + c);
+}
+
+// Calls task(first, last) for ranges of channels.
+template <typename Task>
+void parallel_channels(Index width, const Task& task) {
+  constexpr Index step = 4 * kChannelBlock;
+  parallel((width + step - 1) / step, [&](Index i) { task(i * step, std::min(width, (i + 1) * step)); });
+}
+
+// Mean and variance (divided by the count) from the moments of blocks: Chan, Golub and LeVeque 1979.
+inline void combine_moments(const BlockSums& sums, float* mean, float* variance) {
+  parallel_channels(sums.width(), [&](Index first, Index last) {
+    double total[4 * kChannelBlock] = {}, square[4 * kChannelBlock] = {};
+    double count = 0.0;
+    for (Index b = 0; b < sums.blocks(); ++b) {
+      const double more = sums.count(b), share = more / (count + more);
+      for (Index c = first; c < last; ++c) {
+        const double difference = sums.first(b)[c] - total[c - first];
+        square[c - first] += sums.second(b)[c] + difference * difference * count * share;
+        total[c - first] += difference * share;
+      }
+      count += more;
+    }
+    for (Index c = first; c < last; ++c) {
+      mean[c] = static_cast<float>(total[c - first]);
+      variance[c] = static_cast<float>(square[c - first] / count);
+    }
+  });
+}
+
+template <bool activate, int vectors>
+inline void gradient_sums(const Norm& norm, const float* upper, const float* in, Index rows, Index width, Index c,
+                          float* gradients, float* products) {
+  Vector sum[vectors] = {}, product[vectors] = {};
+  for (Index r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      const Index at = c + v * kLanes;
+      const Vector centred = load(in + r * width + at) - load(norm.mean() + at);
+      const Vector gradient = norm_gradient<activate>(norm, centred, load(upper + r * width + at), at);
+      sum[v] += gradient;
+      product[v] += gradient * centred;
+    }
+  for (int v = 0; v < vectors; ++v) {
+    const Index at = c + v * kLanes;
+    store(gradients + at, sum[v]);
+    store(products + at, product[v] * load(norm.inverse() + at));
+  }
+}
+
+template <bool activate>
+void block_gradient_sums(const Norm& norm, const BlockSums& sums, Index block, const float* upper, const float* in,
+                         Index rows) {
+  const Index width = norm.width();
+  Index c = 0;
+  for (; c + 2 * kLanes <= width; c += 2 * kLanes)
+    gradient_sums<activate, 2>(norm, upper, in, rows, width, c, sums.first(block), sums.second(block));
+  for (; c < width; c += kLanes)
+    gradient_sums<activate, 1>(norm, upper, in, rows, width, c, sums.first(block), sums.second(block));
+}
+
+// Gradients of gamma and beta; sets the norm's means of gradients, which are 0 where the statistics are constants.
+inline void parameter_gradients(Norm& norm, const Settings& settings, const float* upper, const float* in,
+                                Index positions, float* gamma_gradient, float* beta_gradient) {
+  const Index width = norm.width();
+  const Index rows = std::max<Index>(16, 32768 / width);
+  const BlockSums sums((positions + rows - 1) / rows, width);
+  parallel(sums.blocks(), [&](Index b) {
+    const Index offset = b * rows * width, count = std::min(rows, positions - b * rows);
+    settings.activate ? block_gradient_sums<true>(norm, sums, b, upper + offset, in + offset, count)
+                      : block_gradient_sums<false>(norm, sums, b, upper + offset, in + offset, count);
+  });
+  parallel_channels(width, [&](Index first, Index last) {
+    double gradients[4 * kChannelBlock] = {}, products[4 * kChannelBlock] = {};
+    for (Index b = 0; b < sums.blocks(); ++b)
+      for (Index c = first; c < last; ++c) {
+        gradients[c - first] += sums.first(b)[c];
+        products[c - first] += sums.second(b)[c];
+      }
+    for (Index c = first; c < std::min(last, norm.channels()); ++c) {
+      beta_gradient[c] = static_cast<float>(gradients[c - first]);
+      gamma_gradient[c] = static_cast<float>(products[c - first]);
+      if (settings.training) {
+        norm.mean_gradient()[c] = static_cast<float>(gradients[c - first] / positions);
+        norm.mean_product()[c] = static_cast<float>(products[c - first] / positions);
+      }
+    }
+  });
+}

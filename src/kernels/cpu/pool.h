@@ -1,0 +1,163 @@
+// Threads that wait without spinning, and memory for intermediate results that is kept between calls.
+//
+// Work is cut into tasks by the shapes alone, a task writes to places of its own, and what tasks have summed up is
+// combined in the order of their numbers. So results have the same bits for any number of threads and any timing.
+#pragma once
+
+#include <sched.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "vector.h"
+
+class Pool {
+ public:
+  // The one pool of the process. It is never destroyed: its threads may be waiting when the process ends.
+  static Pool& instance() {
+    static Pool* pool = new Pool;
+    return *pool;
+  }
+
+  // Calls run(context, i) for i = 0 ... count - 1. A second caller at the same time does its work by itself.
+  void run(Index count, void (*call)(void*, Index), void* context) {
+    std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
+    if (count < 2 || threads_ < 2 || !turn.owns_lock()) {
+      for (Index i = 0; i < count; ++i) call(context, i);
+      return;
+    }
+    {
+      std::lock_guard<std::mutex> guard(mutex_);
+      start_threads();
+      call_ = call;
+      context_ = context;
+      count_ = count;
+      next_.store(0, std::memory_order_relaxed);
+      open_ = true;
+      ++round_;
+    }
+    wake_.notify_all();
+    work();
+    std::unique_lock<std::mutex> guard(mutex_);
+    open_ = false;
+    done_.wait(guard, [this] { return working_ == 0; });
+  }
+
+  void set_threads(int threads) {
+    std::lock_guard<std::mutex> turn(turn_);
+    threads_ = threads < 1 ? 1 : threads;
+  }
+
+ private:
+  Pool() : threads_(1) {
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) threads_ = CPU_COUNT(&allowed);
+  }
+
+  void start_threads() {
+    for (; started_ < threads_ - 1; ++started_) std::thread([this] { serve(); }).detach();
+  }
+
+  void serve() {
+    std::uint64_t seen = 0;
+    std::unique_lock<std::mutex> guard(mutex_);
+    for (;;) {
+      wake_.wait(guard, [&] { return open_ && round_ != seen; });
+      seen = round_;
+      if (working_ >= threads_ - 1) continue;
+      ++working_;
+      guard.unlock();
+      work();
+      guard.lock();
+      if (--working_ == 0 && !open_) done_.notify_one();
+    }
+  }
+
+  void work() {
+    for (;;) {
+      const Index i = next_.fetch_add(1, std::memory_order_relaxed);
+      if (i >= count_) return;
+      call_(context_, i);
+    }
+  }
+
+  std::mutex turn_;   // held by the caller whose work the threads do
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable wake_, done_;
+  void (*call_)(void*, Index) = nullptr;
+  void* context_ = nullptr;
+  Index count_ = 0;
+  std::atomic<Index> next_{0};
+  bool open_ = false;
+  std::uint64_t round_ = 0;
+  int threads_, started_ = 0, working_ = 0;
+};
+
+template <typename Task>
+void parallel(Index count, const Task& task) {
+  Pool::instance().run(
+      count, [](void* context, Index i) { (*static_cast<const Task*>(context))(i); }, const_cast<Task*>(&task));
+}
+
+// A block of floats, aligned to cache lines, from a stock that grows to what the largest calls need. A fresh block of
+// megabytes for every call would spend its time in page faults.
+class Scratch {
+ public:
+  explicit Scratch(Index floats) {
+    const std::size_t bytes = (static_cast<std::size_t>(floats) * sizeof(float) + 63) / 64 * 64;
+    std::lock_guard<std::mutex> guard(stock().mutex);
+    auto& blocks = stock().blocks;
+    std::size_t best = blocks.size();
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      const bool fits = blocks[i].bytes >= bytes && blocks[i].bytes <= 4 * bytes + kSmall;
+      if (fits && (best == blocks.size() || blocks[i].bytes < blocks[best].bytes)) best = i;
+    }
+    if (best < blocks.size()) {
+      block_ = blocks[best];
+      blocks[best] = blocks.back();
+      blocks.pop_back();
+      return;
+    }
+    block_ = {std::aligned_alloc(64, bytes ? bytes : 64), bytes};
+    if (!block_.start) throw std::bad_alloc();
+  }
+
+  ~Scratch() {
+#if defined(__SANITIZE_ADDRESS__)
+    std::free(block_.start);  // so that the sanitizer sees every block's true bounds
+#else
+    std::lock_guard<std::mutex> guard(stock().mutex);
+    stock().blocks.push_back(block_);
+#endif
+  }
+
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  float* data() const { return static_cast<float*>(block_.start); }
+  operator float*() const { return data(); }
+
+ private:
+  struct Block {
+    void* start;
+    std::size_t bytes;
+  };
+  struct Stock {
+    std::mutex mutex;
+    std::vector<Block> blocks;
+  };
+  static constexpr std::size_t kSmall = 1 << 16;
+
+  static Stock& stock() {
+    static Stock* stock = new Stock;
+    return *stock;
+  }
+
+  Block block_{};
+};

@@ -1,0 +1,123 @@
+// Squeeze-and-excitation, and the mean over an image's positions.
+#pragma once
+
+#include "norm.h"
+
+// mean[c] = the mean of x over the positions, for one image.
+inline void mean_over_positions(const float* x, Index positions, Index width, float* mean) {
+  for (Index c = 0; c < width; c += kChannelBlock) {
+    Vector sum[kChannelBlock / kLanes] = {};
+    for (Index p = 0; p < positions; ++p)
+      for (Index v = 0; v < kChannelBlock / kLanes; ++v) sum[v] += load(x + p * width + c + v * kLanes);
+    for (Index v = 0; v < kChannelBlock / kLanes; ++v)
+      store(mean + c + v * kLanes, sum[v] / broadcast(static_cast<float>(positions)));
+  }
+}
+
+struct Squeeze {
+  Index images, positions, channels, squeezed;
+
+  Index width() const { return padded(channels); }
+
+  // The gate of channel c is sigmoid(expand[c] . swish(hidden) + expand_bias[c]), hidden = reduce * mean + reduce_bias.
+  void forward(const float* x, const float* reduce, const float* reduce_bias, const float* expand,
+               const float* expand_bias, float* out, float* mean, float* hidden, float* gate) const {
+    parallel(images, [&](Index image) {
+      const float* in = x + image * positions * width();
+      float* means = mean + image * width();
+      float* gates = gate + image * width();
+      float* inner = hidden + image * squeezed;
+      mean_over_positions(in, positions, width(), means);
+      const Scratch active(squeezed);
+      for (Index s = 0; s < squeezed; ++s) {
+        inner[s] = reduce_bias[s] + dot(reduce + s * channels, means, channels);
+        active[s] = swish(broadcast(inner[s]))[0];
+      }
+      for (Index c = 0; c < width(); ++c)
+        gates[c] = c < channels ? expand_bias[c] + dot(expand + c * squeezed, active, squeezed) : 0.0f;
+      for (Index c = 0; c < width(); c += kLanes) store(gates + c, sigmoid(load(gates + c)));
+      float* to = out + image * positions * width();
+      for (Index p = 0; p < positions; ++p)
+        for (Index c = 0; c < width(); c += kLanes)
+          store(to + p * width() + c, load(in + p * width() + c) * load(gates + c));
+    });
+  }
+
+  void backward(const float* upper, const float* x, const float* reduce, const float* expand, const float* mean,
+                const float* hidden, const float* gate, float* x_gradient, float* reduce_gradient,
+                float* reduce_bias_gradient, float* expand_gradient, float* expand_bias_gradient) const {
+    // Gradients before the sigmoid and before the swish.
+    const Scratch outer(images * width()), inner(images * squeezed), active(images * squeezed);
+    parallel(images, [&](Index image) {
+      const Index offset = image * positions * width();
+      float* gates = outer + image * width();
+      float* middle = inner + image * squeezed;
+      gate_gradient(upper + offset, x + offset, gate + image * width(), gates);
+      for (Index s = 0; s < squeezed; ++s) middle[s] = 0.0f;
+      for (Index c = 0; c < channels; ++c)
+        for (Index s = 0; s < squeezed; ++s) middle[s] += gates[c] * expand[c * squeezed + s];
+      for (Index s = 0; s < squeezed; ++s) {
+        const Vector before = broadcast(hidden[image * squeezed + s]);
+        active[image * squeezed + s] = swish(before)[0];
+        middle[s] *= swish_slope(before)[0];
+      }
+      const Scratch means(width());
+      for (Index c = 0; c < width(); ++c) means[c] = 0.0f;
+      for (Index s = 0; s < squeezed; ++s)
+        for (Index c = 0; c < channels; ++c) means[c] += middle[s] * reduce[s * channels + c];
+      for (Index c = 0; c < width(); ++c) means[c] /= static_cast<float>(positions);
+      for (Index p = 0; p < positions; ++p)
+        for (Index c = 0; c < width(); c += kLanes) {
+          const Index at = offset + p * width() + c;
+          store(x_gradient + at, load(upper + at) * load(gate + image * width() + c) + load(means + c));
+        }
+    });
+    outer_products(outer, width(), channels, active, squeezed, squeezed, expand_gradient, expand_bias_gradient);
+    outer_products(inner, squeezed, squeezed, mean, width(), channels, reduce_gradient, reduce_bias_gradient);
+  }
+
+ private:
+  static float dot(const float* a, const float* b, Index count) {
+    Vector sum = {};
+    Index i = 0;
+    for (; i + kLanes <= count; i += kLanes) sum += load(a + i) * load(b + i);
+    float total = 0.0f;
+    for (Index lane = 0; lane < kLanes; ++lane) total += sum[lane];
+    for (; i < count; ++i) total += a[i] * b[i];
+    return total;
+  }
+
+  // The gradient before the sigmoid, for one image.
+  void gate_gradient(const float* upper, const float* x, const float* gate, float* gradient) const {
+    for (Index c = 0; c < width(); c += kChannelBlock) {
+      Vector sum[kChannelBlock / kLanes] = {};
+      for (Index p = 0; p < positions; ++p)
+        for (Index v = 0; v < kChannelBlock / kLanes; ++v) {
+          const Index at = p * width() + c + v * kLanes;
+          sum[v] += load(upper + at) * load(x + at);
+        }
+      for (Index v = 0; v < kChannelBlock / kLanes; ++v) {
+        const Vector open = load(gate + c + v * kLanes);
+        store(gradient + c + v * kLanes, sum[v] * open * (1.0f - open));
+      }
+    }
+  }
+
+  // weight[r, c] = sum over the images of left[image, r] * right[image, c], bias[r] that of left[image, r].
+  void outer_products(const float* left, Index left_step, Index rows, const float* right, Index right_step,
+                      Index columns, float* weight, float* bias) const {
+    constexpr Index step = 32;
+    parallel((rows + step - 1) / step, [&](Index task) {
+      for (Index r = task * step; r < std::min(rows, (task + 1) * step); ++r) {
+        float* to = weight + r * columns;
+        bias[r] = 0.0f;
+        for (Index c = 0; c < columns; ++c) to[c] = 0.0f;
+        for (Index image = 0; image < images; ++image) {
+          const float factor = left[image * left_step + r];
+          bias[r] += factor;
+          for (Index c = 0; c < columns; ++c) to[c] += factor * right[image * right_step + c];
+        }
+      }
+    });
+  }
+};

@@ -1,0 +1,60 @@
+// Vectors of floats as wide as the machine's registers, in the compiler's own vector types: one source for AVX-512, AVX2,
+// SSE2 and NEON. The build sets VECTOR_BYTES together with the flags of the instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#ifndef VECTOR_BYTES
+#define VECTOR_BYTES 16
+#endif
+
+using Index = std::ptrdiff_t;
+
+// Channels of a tensor between the layers are padded with zeros to a multiple of this, so that no loop has a tail.
+constexpr Index kChannelBlock = 16;
+constexpr Index kLanes = VECTOR_BYTES / sizeof(float);
+
+typedef float Vector __attribute__((vector_size(VECTOR_BYTES)));
+typedef std::int32_t IntVector __attribute__((vector_size(VECTOR_BYTES)));
+typedef float UnalignedVector __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+
+inline Index padded(Index channels) { return (channels + kChannelBlock - 1) / kChannelBlock * kChannelBlock; }
+
+inline Vector load(const float* from) { return *reinterpret_cast<const UnalignedVector*>(from); }
+inline void store(float* to, Vector value) { *reinterpret_cast<UnalignedVector*>(to) = value; }
+inline Vector broadcast(float value) { return value - Vector{}; }
+
+// e^x with a relative error below 2e-7 for |x| <= 87; beyond, the value at the bound.
+inline Vector exponential(Vector x) {
+  const Vector bound = broadcast(87.0f);
+  x = x < -bound ? -bound : x;
+  x = x > bound ? bound : x;
+  // x = n * ln 2 + r. Adding 1.5 * 2^23 leaves the rounded n in the lowest bits of the sum.
+  const Vector rounder = broadcast(12582912.0f);
+  const Vector shifted = x * broadcast(1.44269504f) + rounder;
+  const Vector n = shifted - rounder;
+  // ln 2 in two parts, of which n times the first is exact.
+  const Vector r = (x - n * broadcast(0.693359375f)) + n * broadcast(2.12194440e-4f);
+  // The series of e^r: |r| <= ln 2 / 2, so the first term left out is below 1e-8.
+  Vector sum = broadcast(1.0f / 5040.0f);
+  sum = sum * r + broadcast(1.0f / 720.0f);
+  sum = sum * r + broadcast(1.0f / 120.0f);
+  sum = sum * r + broadcast(1.0f / 24.0f);
+  sum = sum * r + broadcast(1.0f / 6.0f);
+  sum = sum * r + broadcast(0.5f);
+  sum = sum * r + broadcast(1.0f);
+  sum = sum * r + broadcast(1.0f);
+  // 2^n by writing n into the exponent.
+  const IntVector exponent = (reinterpret_cast<IntVector>(shifted) - 0x4B400000 + 127) << 23;
+  return sum * reinterpret_cast<Vector>(exponent);
+}
+
+inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + exponential(-x)); }
+
+inline Vector swish(Vector x) { return x / (1.0f + exponential(-x)); }
+
+inline Vector swish_slope(Vector x) {
+  const Vector gate = sigmoid(x);
+  return gate * (1.0f + x * (1.0f - gate));
+}

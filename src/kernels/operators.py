@@ -1,0 +1,169 @@
+"""The kernels as MindSpore operators and cells with gradients.
+
+Between the cells, activations have the shape (N, H, W, C), with C rounded up to a multiple of 16 and zeros in the added
+channels; so every pixel's channels lie side by side and no loop has a tail. Weights have the shapes of `nn.Conv2d` and
+`nn.BatchNorm2d`. All tensors are float32.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+
+CHANNEL_BLOCK = 16
+
+
+def padded(channels: int) -> int:
+    """The channels of a tensor between two layers."""
+    return -(-channels // CHANNEL_BLOCK) * CHANNEL_BLOCK
+
+
+def operator(path: str, shapes: Callable, outputs: int = 1, bprop: Callable | None = None, **depends) -> ops.Custom:
+    """An operator of float32 tensors.
+
+    Args:
+        path: library and function, "file.so:function".
+        shapes: from the inputs' shapes to the output's, or to a tuple of them.
+        outputs: how many there are.
+        bprop: gradient, as MindSpore's Custom takes it.
+        depends: what else `shapes` and `bprop` depend on; MindSpore takes operators of one path, equal input shapes and
+            equal attributes for the same.
+    """
+    types = ms.float32 if outputs == 1 else (ms.float32,) * outputs
+    made = ops.Custom(path, shapes, types, "aot", bprop=bprop)
+    for name, value in depends.items():
+        made.add_prim_attr(name, value)
+    return made
+
+
+class ConvNormKernel(nn.Cell):
+    """Convolution, batch norm and swish as one operator; the parameters stay those of the layer that calls it.
+
+    Args:
+        library: path of the compiled kernels.
+        kind: "pointwise" (1x1, stride 1), "depthwise", or "dense" (any; its input is images, (N, C, H, W)).
+        stride: of the convolution.
+        symmetric: PyTorch's padding; else TensorFlow's "same".
+        activate: swish behind the norm.
+        norm_eps, norm_momentum: see `ConvNormActivation`.
+
+    Inputs: x, weight, gamma, beta, moving mean and variance, which training moves on.
+    Outputs: tensor of shape (N, ceil(H / stride), ceil(W / stride), C rounded up).
+    """
+
+    def __init__(
+        self,
+        library: str,
+        kind: str,
+        stride: int,
+        symmetric: bool,
+        activate: bool,
+        norm_eps: float,
+        norm_momentum: float,
+    ):
+        super().__init__()
+        place = f"{library}:{kind}_"
+        images = kind == "dense"
+
+        def settings(training: bool) -> ms.Tensor:
+            return ms.Tensor(np.array([stride, symmetric, activate, training, norm_eps, norm_momentum], np.float32))
+
+        def out_shape(x, weight):
+            height, width = x[2:] if images else x[1:3]
+            return [x[0], strided(height), strided(width), padded(weight[0])]
+
+        def strided(size: int) -> int:
+            # -1 is a size that is known when the graph runs.
+            return -1 if size < 0 else -(-size // stride)
+
+        def train_shapes(x, weight, gamma, *_):
+            out = out_shape(x, weight)
+            return (out, out, gamma, gamma, gamma, gamma)
+
+        def backward_shapes(upper, x, weight, y, mean, variance, gamma, *_):
+            return (weight, gamma, gamma) if images else (x, weight, gamma, gamma)
+
+        backward = operator(place + "backward", backward_shapes, 3 if images else 4)
+        convolve = operator(place + "convolve", lambda x, weight, settings: out_shape(x, weight), stride=stride)
+        if images:
+            backward_images = operator(place + "backward_images", lambda upper, x, *_: x)
+
+        def gradients(upper, x, weight, y, mean, variance, gamma, beta, settings):
+            inputs = (upper, x, weight, y, mean, variance, gamma, beta, settings)
+            found = backward(*inputs)
+            # The images' gradient is an operator of its own, which falls away where nobody asks for it.
+            found = (backward_images(*inputs), *found) if images else found
+            return (*found, ops.zeros_like(mean), ops.zeros_like(variance), ops.zeros_like(settings))
+
+        def train_bprop(x, weight, gamma, beta, moving_mean, moving_variance, settings, out, upper):
+            return gradients(upper[0], x, weight, out[1], out[2], out[3], gamma, beta, settings)
+
+        def infer_bprop(x, weight, gamma, beta, moving_mean, moving_variance, settings, out, upper):
+            y = convolve(x, weight, settings)
+            return gradients(upper, x, weight, y, moving_mean, moving_variance, gamma, beta, settings)
+
+        self.train_settings, self.infer_settings = settings(True), settings(False)
+        self.train_operator = operator(place + "train", train_shapes, 6, train_bprop, stride=stride)
+        self.infer_operator = operator(
+            place + "infer", lambda x, weight, *_: out_shape(x, weight), 1, infer_bprop, stride=stride
+        )
+
+    def construct(self, x, weight, gamma, beta, moving_mean, moving_variance):
+        if not self.training:
+            return self.infer_operator(x, weight, gamma, beta, moving_mean, moving_variance, self.infer_settings)
+        out, _, _, _, mean, variance = self.train_operator(
+            x, weight, gamma, beta, moving_mean, moving_variance, self.train_settings
+        )
+        ops.assign(moving_mean, mean)
+        ops.assign(moving_variance, variance)
+        return out
+
+
+class SqueezeKernel(nn.Cell):
+    """Squeeze-and-excitation as one operator.
+
+    Inputs: x of shape (N, H, W, C rounded up); weight and bias of the reducing and of the expanding convolution.
+    """
+
+    def __init__(self, library: str):
+        super().__init__()
+
+        def forward_shapes(x, reduce, reduce_bias, *_):
+            mean = [x[0], x[3]]
+            return (x, mean, [x[0], reduce[0]], mean)
+
+        def backward_shapes(upper, x, reduce, expand, *_):
+            return (x, reduce, [reduce[0]], expand, [expand[0]])
+
+        backward = operator(f"{library}:squeeze_excite_backward", backward_shapes, 5)
+
+        def bprop(x, reduce, reduce_bias, expand, expand_bias, out, upper):
+            return backward(upper[0], x, reduce, expand, out[1], out[2], out[3])
+
+        self.operator = operator(f"{library}:squeeze_excite", forward_shapes, 4, bprop)
+
+    def construct(self, x, reduce, reduce_bias, expand, expand_bias):
+        return self.operator(x, reduce, reduce_bias, expand, expand_bias)[0]
+
+
+class MeanKernel(nn.Cell):
+    """The mean over an image's positions: (N, H, W, C rounded up) to (N, C).
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, library: str, channels: int):
+        super().__init__()
+        backward = operator(f"{library}:position_mean_backward", lambda upper, x: x)
+
+        def bprop(x, out, upper):
+            return (backward(upper, x),)
+
+        self.operator = operator(f"{library}:position_mean", lambda x: [x[0], channels], 1, bprop, channels=channels)
+
+    def construct(self, x):
+        return self.operator(x)
