@@ -1,45 +1,37 @@
-"""The labelled folder as a MindSpore data set: `create_dataset` for an epoch, `create_training_stream` for a run.
+"""Labelled images as a MindSpore data set: `create_dataset` for an epoch, `create_training_stream` for a run.
 
-Training runs in MindSpore's threads: a random crop decoded straight from the JPEG, augmentation, batches. A file that
-MindSpore would decode otherwise than Pillow, or not at all, is decoded by Pillow and handed on as an uncompressed
-bitmap. Evaluation carries out `src/preprocess.py` itself, in threads of its own: the same bytes because the same code.
+Threads read, decode and augment into batches; what they do to an image is `src/augment.py` in training and
+`src/preprocess.py` in evaluation, the same bytes as in every other program because it is the same code.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import os
 import sys
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Callable
+from typing import Callable, NoReturn
 
 import mindspore.dataset as ds
 import numpy as np
 from mindspore.dataset import vision
-from PIL import Image
 
+from src.augment import Augmentation, augment, change_colours, draw_numbers
 from src.cli import RunError, describe_os_error
+from src.image_engine import find_engine
 from src.image_folder import ImageFolder, printable, read_image_folder
-from src.jpeg import plain_jpeg_size
 from src.parallel import map_in_order
-from src.preprocess import (
-    ImageError,
-    Preprocess,
-    check_pixels,
-    check_shape,
-    crop_for_evaluation,
-    normalise,
-    open_image,
-)
+from src.preprocess import ImageError, Preprocess, crop_encoded, normalise
 
 BAD_LABEL = -1
 """Label of an evaluation image that could not be decoded: it counts as wrong."""
 MAX_DEVICES_ON_HOST = 8
-READ_AHEAD = 64
-"""Files that each reading thread may be ahead of the decoders."""
+CHUNK = 8
+"""Images that a thread prepares in one go: each handing over has its price."""
+BATCHES_AHEAD = 2
+"""Batches that are prepared before they are asked for, and again as many that MindSpore holds."""
 
 
 class BadImages:
@@ -56,7 +48,7 @@ class BadImages:
         self.max_share = max_share
         self.skip = skip
         self.sentences: dict[str, str] = {}
-        self.lock = threading.Lock()
+        self.failure: RunError | None = None
 
     def __len__(self) -> int:
         return len(self.sentences)
@@ -65,34 +57,35 @@ class BadImages:
         """Count an image, say so, and fail where there are too many.
 
         Raises:
-            RunError: see `check`.
-        """
-        with self.lock:
-            if path not in self.sentences:
-                self.sentences[path] = str(error)
-                print(f"warning: {printable(str(error))}; {consequence}", file=sys.stderr, flush=True)
-        self.check()
-
-    def check(self) -> None:
-        """Fail where there are too many.
-
-        Raises:
             RunError: with how many, how many are allowed, and the first of them.
         """
+        if path not in self.sentences:
+            self.sentences[path] = str(error)
+            print(f"warning: {printable(str(error))}; {consequence}", file=sys.stderr, flush=True)
         if len(self) > self.max_share * self.images:
             first = next(iter(self.sentences.values()))
-            raise RunError(
+            self.fail(
                 f"{len(self)} of {self.images} images cannot be used, more than the share of {self.max_share:g} that "
                 f"--max_bad_images allows; the first: {first}"
             )
 
+    def fail(self, sentence: str) -> NoReturn:
+        """End the run.
+
+        Raises:
+            RunError: always.
+        """
+        self.failure = RunError(sentence)
+        raise self.failure
+
     @contextlib.contextmanager
     def as_sentence(self) -> Iterator[None]:
-        """Turn the long error that MindSpore makes of a failed `check` in its threads back into its sentence."""
+        """Turn the long error that MindSpore makes of a failure in its threads back into its sentence."""
         try:
             yield
         except RuntimeError:
-            self.check()
+            if self.failure:
+                raise self.failure from None
             raise
 
 
@@ -115,9 +108,11 @@ def create_dataset(
     """An epoch of a labelled folder.
 
     Training: a shuffle of the images, of which rank r takes every device_num-th; the tail that does not fill a batch on
-    every rank is left out, another one in each epoch. The same (seed, epoch, rank, number of workers) gives the same
-    batches. Evaluation: every image once, in order; the last batch may be smaller; rank r takes images r,
-    r + device_num and so on, so that ranks may differ by one image.
+    every rank is left out, another one in each epoch. The same (seed, epoch, rank) gives the same batches; with
+    auto_augment the number of workers must be the same too.
+
+    Evaluation: every image once, in order; the last batch may be smaller; rank r takes images r, r + device_num and so
+    on, so that ranks may differ by one image.
 
     Args:
         dataset_path: the folder, or its listing.
@@ -125,16 +120,16 @@ def create_dataset(
         batch_size: images a batch.
         device_num, rank: ranks that share the images.
         preprocess: size, interpolation, mean and std; the default's are those of B0.
-        augment: keyword arguments of `training_operations` that differ from its defaults.
+        augment: fields of `Augmentation` that differ from its defaults.
         seed, epoch: of the order and the augmentations.
         skip_batches: batches at the beginning that are passed over; the others are what they would have been.
         num_workers: threads; None follows the machine.
         bad: counts images that cannot be decoded, and says how many may be. In training another image takes the place
             of a bad one; in evaluation a bad one is black and labelled BAD_LABEL, or left out where `bad.skip`.
-        normalised: float32 for the network; else the uint8 pixels, for a network that normalises them itself.
+        normalised: float32 for the network; else uint8, a quarter of the bytes, for a network that normalises itself.
 
     Returns:
-        data set with columns image, float32 (N, 3, S, S) or uint8 (N, S, S, 3), and label, int32 (N,).
+        data set with columns image, float32 or uint8 (N, 3, S, S), and label, int32 (N,).
 
     Raises:
         RunError: if the folder cannot be listed, or has less than a batch to train on.
@@ -211,7 +206,7 @@ def create_training_stream(
         device_num,
         rank,
         preprocess or Preprocess(),
-        augment or {},
+        Augmentation(**(augment or {})),
         seed,
         num_workers or count_workers(device_num),
         bad if bad is not None else BadImages(len(folder)),
@@ -222,6 +217,10 @@ def create_training_stream(
 
 def as_dataset(batches: Iterable) -> ds.Dataset:
     """Batches made in Python as a MindSpore data set; `len(batches)` is its size."""
+    # Found, and compiled where needed, before threads ask for it.
+    find_engine()
+    # Read when an iterator is made. The default of 16 is meant for single images, not for gigabytes of batches.
+    ds.config.set_prefetch_size(BATCHES_AHEAD)
     return ds.GeneratorDataset(
         batches, ["image", "label"], shuffle=False, num_parallel_workers=1, python_multiprocessing=False
     )
@@ -251,15 +250,80 @@ def count_workers(devices: int = 1) -> int:
     return max(1, cores)
 
 
+# Batches that threads fill
+
+
+class Batch:
+    """Images on their way.
+
+    Args:
+        indices: int array of shape (N,), their numbers in the listing.
+        preprocess: its image_size is S.
+        normalised: whether float images are wanted.
+
+    Attributes:
+        planes: uint8 array of shape (N, 3, S, S).
+        images: float32 array of shape (N, 3, S, S), or the planes themselves.
+        labels: int32 array of shape (N,).
+        errors: for each image (path, ImageError) of the files that could not be used.
+        numbers: for each image the random numbers of its augmentation, in training.
+    """
+
+    def __init__(self, indices: np.ndarray, preprocess: Preprocess, normalised: bool):
+        shape = (len(indices), 3, preprocess.image_size, preprocess.image_size)
+        self.indices = indices
+        self.planes = np.empty(shape, np.uint8)
+        self.images = np.empty(shape, np.float32) if normalised else self.planes
+        self.labels = np.full(len(indices), BAD_LABEL, np.int32)
+        self.errors: list[list[tuple[str, ImageError]]] = [[] for _ in indices]
+        self.numbers: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def fill_batches(batches: Iterable[Batch], fill_row: Callable[[Batch, int], None], workers: int) -> Iterator[Batch]:
+    """Batches with every row filled by `fill_row(batch, row)` in threads, in order, a few ahead."""
+
+    def fill(work: tuple[Batch, range]) -> Batch | None:
+        batch, rows = work
+        for row in rows:
+            fill_row(batch, row)
+        return batch if rows.stop == len(batch) else None
+
+    def chunks() -> Iterator[tuple[Batch, range]]:
+        for batch in batches:
+            for start in range(0, len(batch), CHUNK):
+                yield batch, range(start, min(start + CHUNK, len(batch)))
+
+    first = next(iter(batches := iter(batches)), None)
+    if first is None:
+        return
+    batches = itertools.chain([first], batches)
+    ahead = BATCHES_AHEAD * -(-len(first) // CHUNK) + workers
+    for batch in map_in_order(fill, chunks(), workers, ahead):
+        # The last chunk of a batch is handed on after the others, so the batch is whole.
+        if batch is not None:
+            yield batch
+
+
+def read_data(folder: ImageFolder, index: int) -> bytes:
+    """The encoded image number `index`.
+
+    Raises:
+        ImageError: if it cannot be read.
+    """
+    try:
+        return folder.read(index)
+    except OSError as error:
+        raise ImageError(describe_os_error(error)) from None
+
+
 # Training
 
 
 class TrainingBatches:
     """The batches of a run from any step on, as the source of one MindSpore data set.
-
-    Each epoch has a pipeline of its own, made when the epoch before has been handed on, so that a run that is resumed
-    in epoch e sees in it what the undisturbed run saw. A single pipeline over many epochs cannot start in the middle:
-    its random numbers depend on all it has drawn.
 
     Args: those of `create_training_stream`.
     """
@@ -285,7 +349,7 @@ class TrainingBatches:
 
 
 class TrainingPipeline:
-    """MindSpore's pipeline over the files of one rank, for any epoch.
+    """The augmented batches of one rank, for any epoch.
 
     Args: those of `create_dataset`.
     """
@@ -297,7 +361,7 @@ class TrainingPipeline:
         device_num: int,
         rank: int,
         preprocess: Preprocess,
-        augment: dict,
+        augmentation: Augmentation,
         seed: int,
         workers: int,
         bad: BadImages,
@@ -308,12 +372,13 @@ class TrainingPipeline:
         self.device_num = device_num
         self.rank = rank
         self.preprocess = preprocess
-        self.augment = augment
+        self.augmentation = augmentation
         self.seed = seed
-        # MindSpore refuses more threads than the machine has cores.
-        self.workers = min(workers, os.cpu_count() or 1)
+        self.workers = workers
         self.bad = bad
         self.normalised = normalised
+        # More bad ones in a row end the run anyhow.
+        self.most_bad = min(len(folder), int(bad.max_share * len(folder)) + 1)
 
     def batches(self, epoch: int, skipped: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(images, labels) of an epoch's batches from number `skipped` on.
@@ -321,64 +386,96 @@ class TrainingPipeline:
         Raises:
             RunError: if too many images are bad.
         """
+        if self.augmentation.auto_augment == "none":
+            batches = fill_batches(self.start(epoch, skipped), self.fill_row, self.workers)
+        else:
+            cropped = fill_batches(self.start(epoch, 0), self.crop_row, self.workers)
+            batches = fill_batches(self.apply_policy(cropped, epoch, skipped), self.finish_row, self.workers)
+        for batch in batches:
+            self.report(batch)
+            yield batch.images, batch.labels
+
+    def start(self, epoch: int, skipped: int) -> Iterator[Batch]:
+        """The batches of an epoch, empty."""
         order = training_order(len(self.folder), self.seed, epoch, self.device_num, self.rank)
-        with self.bad.as_sentence():
-            expected = skipped * self.batch_size
-            for images, labels, indices in self.start(order, epoch_seed(self.seed, epoch, self.rank), skipped):
-                self.name_replaced(order[expected : expected + len(indices)], indices)
-                expected += len(indices)
-                yield images, labels
+        for number in range(skipped, len(order) // self.batch_size):
+            indices = order[number * self.batch_size : (number + 1) * self.batch_size]
+            batch = Batch(indices, self.preprocess, self.normalised)
+            batch.numbers = draw_numbers(len(batch), self.seed, epoch, self.rank, number)
+            yield batch
 
-    def start(self, order: np.ndarray, seed: int, skipped: int) -> Iterator[list[np.ndarray]]:
-        """Iterator over (images, labels, indices) of the batches of an order."""
-        files = OrderedFiles(lambda index: self.read(index), order, self.workers)
-        # Both are read while the iterator is created: MindSpore has no seed or policy of a single pipeline.
-        ds.config.set_seed(seed)
-        ds.config.set_error_samples_mode(ds.config.ErrorSamplesMode.REPLACE)
-        dataset = ds.GeneratorDataset(
-            files, ["image", "label", "index"], shuffle=False, num_parallel_workers=1, python_multiprocessing=False
-        )
-        operations = training_operations(self.preprocess, **self.augment)
-        if self.normalised:
-            operations += [vision.Normalize(list(self.preprocess.mean), list(self.preprocess.std)), vision.HWC2CHW()]
-        dataset = dataset.map(operations, "image", num_parallel_workers=self.workers)
-        dataset = dataset.batch(self.batch_size, drop_remainder=True, num_parallel_workers=self.workers)
-        if skipped:
-            dataset = dataset.skip(skipped)
-        return dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
+    def fill_row(self, batch: Batch, row: int) -> None:
+        """All that is done to an image."""
+        self.crop_row(batch, row)
+        self.finish_row(batch, row)
 
-    def read(self, index: int) -> tuple[np.ndarray, np.int32, np.int64]:
-        """Image number `index`, or the next good one, for MindSpore to decode: (encoded image, label, index)."""
-        for candidate in itertools.islice(itertools.cycle(range(len(self.folder))), index, index + len(self.folder)):
-            path = self.folder.full_path(candidate)
+    def crop_row(self, batch: Batch, row: int) -> None:
+        """Read, decode, crop; the next good image takes the place of a bad one."""
+        first = int(batch.indices[row])
+        for turn in range(self.most_bad):
+            index = (first + turn) % len(self.folder)
+            path = self.folder.full_path(index)
             try:
-                data = encoded_for_mindspore(read_data(self.folder, candidate), path, self.preprocess)
-                return np.frombuffer(data, np.uint8), self.folder.labels[candidate], np.int64(index)
+                data = read_data(self.folder, index)
+                augment(data, path, batch.numbers[row], self.augmentation, self.preprocess, batch.planes[row])
+                batch.labels[row] = self.folder.labels[index]
+                return
             except ImageError as error:
-                self.bad.add(path, error, "another image takes its place")
-        raise RunError(f"{self.folder.root}: none of its {len(self.folder)} images can be decoded")
+                batch.errors[row].append((path, error))
 
-    def name_replaced(self, expected: np.ndarray, indices: np.ndarray) -> None:
-        """Count images whose headers looked well and that MindSpore could not decode: it put others in their place."""
-        for index in expected[indices != expected]:
-            path = self.folder.full_path(int(index))
-            error = ImageError(f"{path}: it is not an image that can be decoded (its data are damaged)")
+    def finish_row(self, batch: Batch, row: int) -> None:
+        """Colours and, where wanted, floats."""
+        change_colours(batch.planes[row], batch.numbers[row], self.augmentation)
+        if self.normalised:
+            normalise(batch.planes[row].transpose(1, 2, 0), self.preprocess, batch.images[row])
+
+    def apply_policy(self, batches: Iterator[Batch], epoch: int, skipped: int) -> Iterator[Batch]:
+        """Batches from number `skipped` on with MindSpore's augmentation policy applied to each image.
+
+        MindSpore's random numbers depend on all that it has drawn, so that skipped images are prepared as well.
+        """
+        under_way: deque[Batch] = deque()
+
+        def images() -> Iterator[tuple[np.ndarray]]:
+            for batch in batches:
+                under_way.append(batch)
+                for planes in batch.planes:
+                    yield (np.ascontiguousarray(planes.transpose(1, 2, 0)),)
+
+        # Read when the iterator is made: MindSpore has no seed of a single pipeline; and it takes
+        # no more threads than there are cores.
+        ds.config.set_seed(epoch_seed(self.seed, epoch, self.rank))
+        workers = min(self.workers, os.cpu_count() or 1)
+        dataset = ds.GeneratorDataset(
+            images, ["image"], shuffle=False, num_parallel_workers=1, python_multiprocessing=False
+        )
+        dataset = dataset.map(policy_operation(self.augmentation.auto_augment), "image", num_parallel_workers=workers)
+        dataset = dataset.batch(self.batch_size, num_parallel_workers=1)
+        rows = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
+        for number, (pixels,) in enumerate(rows):
+            batch = under_way.popleft()
+            if number >= skipped:
+                batch.planes[:] = pixels.transpose(0, 3, 1, 2)
+                yield batch
+
+    def report(self, batch: Batch) -> None:
+        """Count what could not be used, in the order of the epoch.
+
+        Raises:
+            RunError: if that is too much, or no image is left.
+        """
+        for path, error in itertools.chain.from_iterable(batch.errors):
             self.bad.add(path, error, "another image takes its place")
+        if (batch.labels == BAD_LABEL).any():
+            self.bad.fail(f"{self.folder.root}: none of its {len(self.folder)} images can be decoded")
 
 
-class OrderedFiles:
-    """Items of `read(index)` for an order of indices, read ahead in threads."""
-
-    def __init__(self, read: Callable, order: np.ndarray, workers: int):
-        self.read = read
-        self.order = order
-        self.workers = workers
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator:
-        return map_in_order(self.read, self.order.tolist(), self.workers, self.workers * READ_AHEAD)
+def policy_operation(auto_augment: str):
+    """MindSpore's operation of RandAugment (Cubuk et al. 2020, two operations of magnitude 9) or AutoAugment (2019)."""
+    if auto_augment == "randaugment":
+        return vision.RandAugment(2, 9, interpolation=vision.Inter.BILINEAR, fill_value=128)
+    policy = vision.AutoAugmentPolicy.IMAGENET
+    return vision.AutoAugment(policy, interpolation=vision.Inter.BILINEAR, fill_value=128)
 
 
 def training_order(images: int, seed: int, epoch: int, device_num: int, rank: int) -> np.ndarray:
@@ -390,81 +487,6 @@ def training_order(images: int, seed: int, epoch: int, device_num: int, rank: in
 def epoch_seed(seed: int, epoch: int, rank: int) -> int:
     """A seed of its own for every epoch and rank."""
     return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0] & 0x7FFFFFFF)
-
-
-def training_operations(
-    preprocess: Preprocess,
-    random_crop: bool = True,
-    crop_scale_min: float = 0.08,
-    crop_aspect_max: float = 4 / 3,
-    flip: bool = True,
-    color_jitter: float = 0.4,
-    auto_augment: str = "none",
-) -> list:
-    """From an encoded image to the pixels that the network trains on, uint8 (S, S, 3).
-
-    Args:
-        preprocess: its image_size.
-        random_crop: random resized crop (Szegedy et al. 2015), straight from the JPEG; else the whole image, resized.
-        crop_scale_min: smallest share of the area that a crop takes.
-        crop_aspect_max: width by height or height by width of the most elongated crop.
-        flip: horizontally, half of the images.
-        color_jitter: strength for brightness, contrast and saturation; 0 is off.
-        auto_augment: "none", "randaugment" (Cubuk et al. 2020, two operations of magnitude 9) or "autoaugment"
-            (Cubuk et al. 2019, the ImageNet policy).
-    """
-    side = preprocess.image_size
-    if random_crop:
-        scale, ratio = (crop_scale_min, 1.0), (1 / crop_aspect_max, crop_aspect_max)
-        operations = [vision.RandomCropDecodeResize(side, scale, ratio)]
-    else:
-        operations = [vision.Decode(), vision.Resize((side, side))]
-    if flip:
-        operations.append(vision.RandomHorizontalFlip())
-    if auto_augment == "randaugment":
-        operations.append(vision.RandAugment(2, 9, interpolation=vision.Inter.BILINEAR, fill_value=128))
-    elif auto_augment == "autoaugment":
-        policy = vision.AutoAugmentPolicy.IMAGENET
-        operations.append(vision.AutoAugment(policy, interpolation=vision.Inter.BILINEAR, fill_value=128))
-    if color_jitter:
-        operations.append(vision.RandomColorAdjust(color_jitter, color_jitter, color_jitter))
-    return operations
-
-
-def read_data(folder: ImageFolder, index: int) -> bytes:
-    """The encoded image number `index`.
-
-    Raises:
-        ImageError: if it cannot be read.
-    """
-    try:
-        return folder.read(index)
-    except OSError as error:
-        raise ImageError(describe_os_error(error)) from None
-
-
-def encoded_for_mindspore(data: bytes, path: str, preprocess: Preprocess) -> bytes:
-    """The file itself where MindSpore decodes it as Pillow does, else what Pillow decodes, as a bitmap.
-
-    Raises:
-        ImageError: if neither can.
-    """
-    size = plain_jpeg_size(data)
-    if size is None:
-        image = open_image(data, path)
-        check_shape(*image.size, preprocess, path)
-        return encode_bitmap(image)
-    height, width = size
-    check_pixels(width, height, path)
-    check_shape(width, height, preprocess, path)
-    return data
-
-
-def encode_bitmap(image: Image.Image) -> bytes:
-    """An image as an uncompressed bitmap, which MindSpore decodes to the same bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, "BMP")
-    return buffer.getvalue()
 
 
 # Evaluation
@@ -500,22 +522,31 @@ class EvaluationBatches:
         return -(-len(self.order) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        ahead = 2 * max(self.batch_size, self.workers)
-        rows = map_in_order(self.prepare, self.order.tolist(), self.workers, ahead)
-        good = (row for row in rows if row is not None)
-        while batch := list(itertools.islice(good, self.batch_size)):
-            yield np.stack([image for image, _ in batch]), np.array([label for _, label in batch], np.int32)
+        for batch in fill_batches(self.start(), self.fill_row, self.workers):
+            for path, error in itertools.chain.from_iterable(batch.errors):
+                self.bad.add(path, error, "it is left out" if self.bad.skip else "it counts as wrong")
+            good = batch.labels != BAD_LABEL
+            if good.all() or not self.bad.skip:
+                yield batch.images, batch.labels
+            elif good.any():
+                yield batch.images[good], batch.labels[good]
 
-    def prepare(self, index: int) -> tuple[np.ndarray, int] | None:
-        """An image for the network and its label; black with BAD_LABEL, or None, where it cannot be decoded."""
+    def start(self) -> Iterator[Batch]:
+        """The batches, empty."""
+        for start in range(0, len(self.order), self.batch_size):
+            yield Batch(self.order[start : start + self.batch_size], self.preprocess, self.normalised)
+
+    def fill_row(self, batch: Batch, row: int) -> None:
+        """An image for the network and its label; black with BAD_LABEL where it cannot be decoded."""
+        index = int(batch.indices[row])
         path = self.folder.full_path(index)
-        side = self.preprocess.image_size
         try:
-            image = open_image(read_data(self.folder, index), path)
-            crop, label = crop_for_evaluation(image, self.preprocess, path), int(self.folder.labels[index])
+            crop = crop_encoded(read_data(self.folder, index), path, self.preprocess)
+            batch.labels[row] = self.folder.labels[index]
         except ImageError as error:
-            self.bad.add(path, error, "it is left out" if self.bad.skip else "it counts as wrong")
-            if self.bad.skip:
-                return None
-            crop, label = np.zeros((side, side, 3), np.uint8), BAD_LABEL
-        return (normalise(crop, self.preprocess) if self.normalised else crop), label
+            batch.errors[row].append((path, error))
+            crop = np.zeros((self.preprocess.image_size, self.preprocess.image_size, 3), np.uint8)
+        if self.normalised:
+            normalise(crop, self.preprocess, batch.images[row])
+        else:
+            batch.planes[row] = crop.transpose(2, 0, 1)

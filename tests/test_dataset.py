@@ -104,9 +104,9 @@ class TestEvaluation:
 
     def test_pixels_for_a_network_that_normalises(self, folder):
         pixels = images_of(create_dataset(folder, False, 16, preprocess=SMALL, normalised=False))
-        assert pixels.dtype == np.uint8 and pixels.shape == (53, SIDE, SIDE, 3)
+        assert pixels.dtype == np.uint8 and pixels.shape == (53, 3, SIDE, SIDE)
         images = images_of(create_dataset(folder, False, 16, preprocess=SMALL))
-        np.testing.assert_allclose((pixels.transpose(0, 3, 1, 2) - 127.5) / 127.5, images, atol=1e-6)
+        np.testing.assert_allclose((pixels - 127.5) / 127.5, images, atol=1e-6)
 
 
 class TestTraining:
@@ -143,7 +143,7 @@ class TestTraining:
         plain = [np.asarray(picture(i).resize((SIDE, SIDE), Image.Resampling.BILINEAR), float) for i in range(53)]
         dataset = create_dataset(folder, True, 8, preprocess=SMALL, augment=PLAIN, normalised=False)
         for images, labels in batches(dataset):
-            for image, label in zip(images, labels):
+            for image, label in zip(images.transpose(0, 2, 3, 1), labels):
                 nearest = int(np.argmin([np.abs(image - other).mean() for other in plain]))
                 assert nearest % 3 == label
 
@@ -196,7 +196,7 @@ class TestAugmentation:
         dataset = create_dataset(
             str(tmp_path), True, 24, preprocess=SMALL, augment={**PLAIN, **augment}, normalised=False
         )
-        return images_of(dataset)
+        return images_of(dataset).transpose(0, 2, 3, 1)
 
     def test_all_off_gives_the_whole_image(self, tmp_path):
         crops = self.crops(tmp_path)
@@ -306,12 +306,12 @@ class TestBadImages:
         bad = BadImages(len(damaged), skip=True)
         result = batches(create_dataset(damaged, False, 8, preprocess=SMALL, bad=bad))
         labels = np.concatenate([labels for _, labels in result])
-        assert [len(images) for images, _ in result] == [8, 8, 5] and (labels == 0).all()
+        assert [len(images) for images, _ in result] == [7, 7, 7] and (labels == 0).all()
         assert len(bad) == 3 and capsys.readouterr().err.count("it is left out") == 3
 
     def test_evaluation_fails_above_the_share(self, damaged):
         bad = BadImages(len(damaged), 0.0)
-        with pytest.raises(RunError, match=r"[123] of 24 images cannot be used"), bad.as_sentence():
+        with pytest.raises(RunError, match="1 of 24 images cannot be used"), bad.as_sentence():
             batches(create_dataset(damaged, False, 8, preprocess=SMALL, bad=bad))
 
     def test_nothing_but_bad_images(self, tmp_path):

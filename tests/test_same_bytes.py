@@ -1,5 +1,6 @@
-"""One preprocessing: MindSpore's pipelines and the NumPy-and-Pillow one, on hard images, byte for byte."""
+"""One preprocessing: the pipelines, the compiled engine, Pillow and MindSpore's operations, on hard images."""
 
+import io
 import os
 
 import mindspore.dataset as ds
@@ -8,16 +9,18 @@ import pytest
 from mindspore.dataset import vision
 from PIL import Image
 
-from src.dataset import BadImages, create_dataset, encoded_for_mindspore
+from src.augment import Augmentation, augment, draw_numbers
+from src.dataset import BadImages, create_dataset
+from src.image_engine import describe_engine, find_engine
 from src.image_folder import read_image_folder
 from src.preprocess import ImageError, Preprocess, load_image, read_image, resized_size
 from tests.images import bad_images, write_images
 
 BY_PILLOW = {
     *("jpeg_odd/progressive", "jpeg_odd/progressive_grey", "jpeg_odd/cmyk", "jpeg_odd/cmyk_adobe_inverted"),
-    *("jpeg_odd/ycck", "jpeg_odd/trailing", "jpeg_odd/without_tables", "large/progressive", "large/rgb"),
+    *("jpeg_odd/ycck", "jpeg_odd/trailing", "jpeg_odd/rgb_inside", "large/progressive", "large/rgb"),
 }
-"""Kinds of images that Pillow decodes for MindSpore, beside all PNGs and other formats."""
+"""Kinds of images that the engine leaves to Pillow, beside all PNGs and other formats."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,8 @@ def folder(tmp_path_factory):
 
 
 def kind_of(path):
-    return os.path.splitext(path)[0].rsplit("_", 1)[0]
+    """Such as jpeg/420 of .../jpeg/420_500x375.jpg."""
+    return "/".join(os.path.splitext(path)[0].rsplit("_", 1)[0].split("/")[-2:])
 
 
 def by_hand(path, preprocess):
@@ -59,9 +63,9 @@ def test_evaluation_pixels_and_floats(folder, preprocess):
     for index, ((image, label), (crop, _)) in enumerate(rows):
         path = folder.full_path(index)
         assert label[0] == folder.labels[index]
-        np.testing.assert_array_equal(crop[0], by_hand(path, preprocess), path)
+        np.testing.assert_array_equal(crop[0].transpose(1, 2, 0), by_hand(path, preprocess), path)
         np.testing.assert_array_equal(image[0], load_image(path, preprocess), path)
-        expected = (crop[0].astype(np.float64) - preprocess.mean) / preprocess.std
+        expected = (crop[0].transpose(1, 2, 0).astype(np.float64) - preprocess.mean) / preprocess.std
         np.testing.assert_allclose(image[0], expected.transpose(2, 0, 1), rtol=0, atol=1e-6)
         count += 1
     assert count == len(folder) > 300
@@ -73,30 +77,45 @@ def test_evaluation_at_full_size(folder):
     dataset = create_dataset(folder, False, 1, device_num=5, preprocess=preprocess, normalised=False)
     for index, (crop, _) in zip(every_fifth, dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)):
         path = folder.full_path(index)
-        np.testing.assert_array_equal(crop[0], by_hand(path, preprocess), path)
+        np.testing.assert_array_equal(crop[0].transpose(1, 2, 0), by_hand(path, preprocess), path)
 
 
-def test_training_decodes_the_same_pixels_and_which_files_pillow_decodes(folder):
-    decode, by_pillow = vision.Decode(), set()
-    preprocess = Preprocess(image_size=8, resize=8)
-    for index in range(len(folder)):
-        data = folder.read(index)
-        encoded = encoded_for_mindspore(data, folder.paths[index], preprocess)
-        if encoded is not data:
-            by_pillow.add(kind_of(folder.paths[index]))
-        pixels = decode(np.frombuffer(encoded, np.uint8))
-        np.testing.assert_array_equal(pixels, read_image(folder.full_path(index)), folder.paths[index])
-    assert {kind for kind in by_pillow if not kind.startswith(("png/", "other/"))} == BY_PILLOW
-    assert not any(kind.startswith("jpeg/") for kind in by_pillow)
+@pytest.mark.skipif(find_engine() is None, reason=describe_engine())
+def test_which_files_the_engine_leaves_to_pillow(folder):
+    left = {kind_of(path) for index, path in enumerate(folder.paths) if not find_engine().jpeg_size(folder.read(index))}
+    assert {kind for kind in left if not kind.startswith(("png/", "other/"))} == BY_PILLOW
+    assert not any(kind.startswith("jpeg/") for kind in left)
+
+
+def test_training_without_augmentation_sees_pillows_pixels(folder):
+    augmentation, preprocess = Augmentation(random_crop=False, flip=False, color_jitter=0), Preprocess(20, 20)
+    numbers, out = draw_numbers(1, 1, 0, 0, 0)[0], np.empty((3, 20, 20), np.uint8)
+    for index, path in enumerate(folder.paths):
+        image = Image.fromarray(read_image(folder.full_path(index)))
+        if min(image.size) >= 40:
+            continue  # decoded smaller, see tests/test_image_engine.py
+        augment(folder.read(index), path, numbers, augmentation, preprocess, out)
+        rows = image.resize((20, image.height), Image.Resampling.BILINEAR)
+        expected = np.asarray(rows.resize((20, 20), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(out.transpose(1, 2, 0), expected, path)
+
+
+def for_mindspore(data, path):
+    """The file itself where MindSpore decodes it as Pillow does (others crash it), else an uncompressed bitmap."""
+    if kind_of(path).startswith("jpeg/"):
+        return data
+    buffer = io.BytesIO()
+    Image.fromarray(read_image(path)).save(buffer, "BMP")
+    return buffer.getvalue()
 
 
 def test_mindspores_own_evaluation_operations_agree(folder):
-    """Decode, Resize(PILCUBIC), CenterCrop, Normalize: on files as they are where MindSpore may decode them."""
+    """Decode, Resize(PILCUBIC), CenterCrop, Normalize: of the file itself where MindSpore may decode it."""
     preprocess = Preprocess(56, 64)
 
     def encoded():
         for index in range(len(folder)):
-            data = encoded_for_mindspore(folder.read(index), folder.paths[index], preprocess)
+            data = for_mindspore(folder.read(index), folder.full_path(index))
             yield (np.frombuffer(data, np.uint8),)
 
     operations = [
@@ -130,7 +149,8 @@ class TestRefusedAlike:
             file.write(data)
         with pytest.raises(ImageError) as error:
             load_image(path, Preprocess())
-        with pytest.raises(ImageError) as of_mindspore:
-            encoded_for_mindspore(data, path, Preprocess())
-        for sentence in map(str, (error.value, of_mindspore.value)):
+        numbers, out = draw_numbers(1, 1, 0, 0, 0)[0], np.empty((3, 224, 224), np.uint8)
+        with pytest.raises(ImageError) as in_training:
+            augment(data, path, numbers, Augmentation(), Preprocess(), out)
+        for sentence in map(str, (error.value, in_training.value)):
             assert sentence.startswith(path + ": ") and "\n" not in sentence and " at 0x" not in sentence
