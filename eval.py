@@ -21,7 +21,7 @@ from src.image_folder import ImageFolder, read_image_folder
 # The default of 256 needs gigabytes and is no faster on a CPU.
 CPU_BATCH_SIZE = 32
 SHARED = (
-    "dataset_path device_target device_id batch_size num_workers variant class_num image_size "
+    "dataset_path device_target device_id kernels batch_size num_workers variant class_num image_size "
     "use_label_smooth label_smooth_factor"
 ).split()
 
@@ -66,7 +66,7 @@ def main(argv=None) -> int:
     check_agreement(parameters, checkpoint, folder)
 
     averaged = arguments.averaged and checkpoint.ema is not None
-    network = build_network(info)
+    network = build_network(info, kernels=device.kernels if parameters.kernels else None)
     load_weights(network, checkpoint.ema if averaged else checkpoint.weights)
     network.set_train(False)
     batch_size = parameters.batch_size

@@ -84,6 +84,7 @@ GROUPS = {
             "device_target", None, choice("Ascend", "GPU", "CPU"), "device; an NPU if there is one, else the CPU"
         ),
         Parameter("device_id", None, natural, "number of the device on this host; DEVICE_ID or 0 when left out"),
+        Parameter("kernels", True, parse_bool, "on a CPU: compute with kernels that are compiled on first use"),
         Parameter("run_distribute", False, parse_bool, "train as one rank of many; the launcher sets up the ranks"),
         Parameter("sync_bn", False, parse_bool, "compute batch-norm statistics over all ranks, where the device can"),
         Parameter("run_modelarts", False, parse_bool, "on ModelArts: copy images in and checkpoints out by moxing"),

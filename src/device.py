@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 
 # Must stand before MindSpore's first import: its C++ side reads the log level while it loads. 3 is ERROR.
@@ -12,6 +13,7 @@ import mindspore as ms
 from mindspore import communication
 
 from src.cli import UsageError
+from src.kernels import Kernels, load_kernels
 
 TARGETS = ("Ascend", "GPU", "CPU")
 
@@ -36,6 +38,14 @@ class Device:
     def has_data_sink(self) -> bool:
         """Whether batches can be sent ahead to the device and a loop of steps run there."""
         return self.target != "CPU"
+
+    @functools.cached_property
+    def kernels(self) -> Kernels | None:
+        """What the network computes with on a CPU, compiled on first use; None is MindSpore's own operators."""
+        if self.target != "CPU":
+            return None
+        # Ranks on CPUs share this host's cores.
+        return load_kernels(threads=max(1, len(os.sched_getaffinity(0)) // self.rank_size))
 
     def describe(self) -> str:
         """A sentence for the log."""

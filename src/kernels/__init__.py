@@ -7,6 +7,7 @@ has and every export format knows.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import sys
 from typing import Callable, Optional
@@ -50,13 +51,22 @@ class Kernels:
         return MeanKernel(self.library, channels)
 
 
-def load_kernels(say: Callable[[str], None] = print) -> Optional[Kernels]:
-    """The kernels for this machine, compiled where that has not been done; None, and one sentence, where it fails."""
+def load_kernels(threads: Optional[int] = None, say: Callable[[str], None] = print) -> Optional[Kernels]:
+    """The kernels for this machine, compiled where that has not been done; None, and one sentence, where it fails.
+
+    Args:
+        threads: how many compute; None takes one for each core that the process may use. Results are the same.
+        say: told why there are none.
+    """
     if not sys.platform.startswith("linux"):
         say(f"kernels: MindSpore's own operators, because its custom operators need Linux, not {sys.platform}")
         return None
     try:
-        return Kernels(library())
-    except RunError as error:
+        path = library()
+        functions = ctypes.CDLL(path)
+    except (RunError, OSError) as error:
         say(f"kernels: MindSpore's own operators, which are slower, because {error}")
         return None
+    if threads:
+        functions.kernels_set_threads(threads)
+    return Kernels(path)
