@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -28,8 +28,9 @@ class TrainStep(nn.Cell):
         ema_decay: decay of the weights' moving average; 0 keeps none.
         rank_size: ranks over which gradients are averaged.
         frozen: cells of the network that stay in evaluation mode.
+        mean, std: of each channel, in units of 0 to 255, for pixels that arrive as uint8.
 
-    Inputs: images (N, 3, H, W) and labels as `loss` takes them. Outputs: the unscaled loss.
+    Inputs: images (N, 3, H, W), normalised or uint8, and labels as `loss` takes them. Outputs: the unscaled loss.
     """
 
     def __init__(
@@ -43,6 +44,8 @@ class TrainStep(nn.Cell):
         ema_decay: float = 0.0,
         rank_size: int = 1,
         frozen: Optional[List[nn.Cell]] = None,
+        mean: Sequence[float] = (127.5,) * 3,
+        std: Sequence[float] = (127.5,) * 3,
     ):
         super().__init__(auto_prefix=False)
         self.network = network
@@ -54,6 +57,7 @@ class TrainStep(nn.Cell):
         self.accumulate = accumulate
         self.ema_decay = float(ema_decay)
         self.frozen = frozen or []
+        self.mean, self.std = (ms.Tensor(np.array(values, np.float32).reshape(1, 3, 1, 1)) for values in (mean, std))
         self.gradients_of = ops.value_and_grad(self.scaled_loss, None, self.weights)
         self.reduce = nn.DistributedGradReducer(self.weights, True, rank_size) if rank_size > 1 else ops.identity
         self.loss_sum = Parameter(ms.Tensor(0.0, ms.float32), name="loss_sum", requires_grad=False)
@@ -77,7 +81,13 @@ class TrainStep(nn.Cell):
         return self
 
     def scaled_loss(self, images, labels):
-        return self.loss(self.network(images), labels) * self.loss_scale
+        return self.loss(self.network(self.normalise(images)), labels) * self.loss_scale
+
+    def normalise(self, images):
+        """Pixels as the network's input: a byte each until they are on the device."""
+        if images.dtype == ms.uint8:
+            return (ops.cast(images, ms.float32) - self.mean) / self.std
+        return images
 
     def construct(self, images, labels):
         loss, gradients = self.gradients_of(images, labels)
