@@ -14,7 +14,7 @@ import numpy as np
 
 from src import config
 from src.class_report import ClassTally, check_writable, draw_confusion, import_figure, write_report
-from src.classification import BatchSizes, choose_sizes, classify, count_cores
+from src.classification import BatchSizes, choose_sizes, classify, count_cores, describe_decoder
 from src.cli import RunError, UsageError, run_cli
 from src.image_folder import read_image_folder
 from src.image_list import find_images
@@ -119,7 +119,8 @@ def evaluate(arguments) -> None:
     model, sizes, threads = prepare(arguments, len(folder))
     model.info.check_folder(folder.classes, folder.root, model.path)
     say = functools.partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
-    say(f"{model.describe()}; {model.target}, {threads} threads; {len(folder)} images in {len(folder.classes)} classes")
+    say(f"model: {model.describe()}; {model.target}, {threads} threads")
+    say(f"images: {len(folder)} in {len(folder.classes)} classes, {describe_decoder(folder)}")
 
     score, tally = Score(), ClassTally(len(folder.classes), bool(arguments.confusion))
     failures, progress = Failures(len(folder), arguments.skip_bad_images), Progress(len(folder))
@@ -170,7 +171,7 @@ def predict(arguments) -> None:
     table = Table(images.paths, names)
     failures = Failures(len(images), arguments.skip_bad_images)
     if not arguments.json:
-        print(f"{model.describe()}; {model.target}, {threads} threads\n\n{table.head()}", flush=True)
+        print(f"model: {model.describe()}; {model.target}, {threads} threads\n\n{table.head()}", flush=True)
     for batch in classify(model, images, sizes, threads):
         logits = dict(zip(batch.indices, batch.logits))
         for index in sorted([*logits, *batch.errors]):

@@ -19,14 +19,17 @@ from typing import Dict, List, Protocol
 import numpy as np
 
 from src.cli import UsageError, describe_os_error
+from src.image_engine import describe_engine, find_engine
 from src.onnx_session import OnnxModel
 from src.parallel import map_in_order
-from src.preprocess import ImageError, crop_for_evaluation, open_image
+from src.preprocess import ImageError, Preprocess, crop_encoded, crop_for_evaluation, open_image
 
 # On a CPU larger batches leave the cache: they are no faster and need much more memory.
 CANDIDATES = {"CPU": (1, 2, 4), "GPU": (8, 16, 32, 64), "Ascend": (8, 16, 32, 64)}
 """Batch sizes that are tried where none is given."""
 NO_BETTER = 1.02
+MANY_IMAGES = 100
+"""From so many on the compiled engine decodes; to compile it on its first use takes longer than a few images."""
 AHEAD = 4
 """Batches for each thread that may be finished or waiting before the first of them is asked for; only logits wait."""
 
@@ -135,6 +138,9 @@ def classify(model: OnnxModel, images: Images, sizes: BatchSizes, threads: int) 
     Raises:
         RunError: if the network fails. An image that cannot be used is no failure; see `ClassifiedBatch.errors`.
     """
+    if len(images) >= MANY_IMAGES:
+        # Compiled here if it must be, not by every thread.
+        find_engine()
     # One more than there are threads: the next batch is there when a thread gets free, and its size is chosen late.
     permits = threading.Semaphore(threads + 1)
 
@@ -187,7 +193,18 @@ def read_crop(model: OnnxModel, images: Images, index: int) -> np.ndarray:
         data = images.read(index)
     except OSError as error:
         raise ImageError(describe_os_error(error)) from None
-    return crop_for_evaluation(open_image(data, path), model.info.preprocess, path)
+    crop = crop_encoded if len(images) >= MANY_IMAGES else crop_by_pillow
+    return crop(data, path, model.info.preprocess)
+
+
+def crop_by_pillow(data: bytes, path: str, preprocess: Preprocess) -> np.ndarray:
+    """What `crop_encoded` gives, without the compiled engine."""
+    return crop_for_evaluation(open_image(data, path), preprocess, path)
+
+
+def describe_decoder(images: Images) -> str:
+    """Who decodes so many images."""
+    return describe_engine() if len(images) >= MANY_IMAGES else "decoded by Pillow"
 
 
 def count_cores() -> int:

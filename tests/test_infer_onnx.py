@@ -24,18 +24,33 @@ from src.cli import RunError, run_cli
 from src.image_folder import read_image_folder
 from src.image_list import ImageList, find_images
 from src.imagenet import read_classes
+from src.model_info import ModelInfo
 from src.onnx_session import GivenSettings, open_model
 from src.predictions import display_names, top_classes
-from src.preprocess import load_image
-from tests.cpp_program import encode, picture, small_info, write_onnx_model
+from src.preprocess import Preprocess, load_image
+from tests import images as drawn
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ["cat", "dog", "eel", "fox", "gnu", "hen", "owl"]
+
+
+def small_info(classes, image_size=32, **settings):
+    """A description for these classes, with a mean and a deviation of its own for each channel."""
+    mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    preprocess = Preprocess.for_image_size(image_size, mean=mean, std=std, **settings)
+    return ModelInfo(num_classes=len(classes), class_names=tuple(classes), preprocess=preprocess)
+
+
 INFO = small_info(CLASSES)
 
 
+def picture(width, height, seed=0, kind="JPEG"):
+    """An image file's bytes."""
+    return drawn.encode(drawn.draw(width, height, seed), kind)
+
+
 def logits_by_hand(path, info=INFO):
-    """What the model of `write_onnx_model` computes, in float64."""
+    """What the model of `write_model` computes, in float64."""
     image = load_image(str(path), info.preprocess)
     weights = np.random.RandomState(3).normal(0, 0.05, (info.num_classes, *image.shape)).astype(np.float32)
     return (weights.astype(np.float64) * image).sum(axis=(1, 2, 3))
@@ -49,7 +64,7 @@ def fill(root, counts):
         for i in range(count):
             seed += 1
             kind = "PNG" if i % 4 == 3 else "JPEG"
-            data = encode(picture(40 + 7 * seed % 50, 35 + 11 * seed % 60, seed), kind)
+            data = picture(40 + 7 * seed % 50, 35 + 11 * seed % 60, seed, kind)
             (root / name / f"{i:02}.{'png' if kind == 'PNG' else 'jpg'}").write_bytes(data)
     return root
 
@@ -59,7 +74,7 @@ def place(tmp_path_factory):
     """A folder with 41 images of seven classes, `data`, and a model for them, `model.onnx`."""
     folder = tmp_path_factory.mktemp("onnx")
     fill(folder / "data", dict(zip(CLASSES, (5, 6, 7, 0, 9, 4, 10))))
-    write_onnx_model(folder / "model.onnx", INFO)
+    write_model(folder / "model.onnx", INFO)
     return folder
 
 
@@ -90,10 +105,16 @@ def refused(result, code, *pieces):
     return True
 
 
-def write_general_model(
-    path, info=INFO, kind="FLOAT", shape=None, output_shape=None, inputs=1, softmax=False, metadata=None
-):
-    """The same network with other inputs and outputs: it normalises uint8 pixels itself, takes float16, ..."""
+def write_model(path, info=INFO, kind="FLOAT", shape=None, output_shape=None, inputs=1, softmax=False, metadata=None):
+    """Write an ONNX file of one convolution as large as the image, with weights that tell all pixels apart.
+
+    Args:
+        kind: of the input: FLOAT, FLOAT16, or UINT8, which it normalises itself.
+        shape, output_shape: declared in place of the right ones.
+        inputs: how many there are.
+        softmax: whether `probabilities` come before the logits.
+        metadata: in place of the description's text; "" leaves it out.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -131,7 +152,7 @@ def write_general_model(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     text = info.to_json() if metadata is None else metadata
     if text:
-        helper.set_model_props(model, {"efficientnet": text})
+        helper.set_model_props(model, {"efficientnet": text, "variant": info.variant})
     onnx.save(model, path)
 
 
@@ -158,6 +179,7 @@ class TestEvaluation:
         assert code == 0 and result["images"] == 41 and result["unusable"] == 0
         assert (result["top_1"], result["top_5"]) == (top_1, top_5) and 0 < top_1 < top_5 < 1
         assert result["loss"] == pytest.approx(loss, rel=1e-5)
+        assert "images: 41 in 7 classes, decoded by Pillow" in err
         assert "model.onnx: B0, 7 classes; shorter side to 37 (bicubic), centre 32, mean 123.675,116.28,103.53" in err
 
     def test_the_printed_figures_have_all_their_digits(self, place, run):
@@ -222,7 +244,7 @@ class TestFiles:
     def test_every_input_gives_the_same_logits(self, place, tmp_path, kind, batch):
         side = INFO.preprocess.image_size
         shape = [batch, side, side, 3] if kind == "UINT8" else [batch, 3, side, side]
-        write_general_model(tmp_path / "m.onnx", kind=kind, shape=shape, softmax=True)
+        write_model(tmp_path / "m.onnx", kind=kind, shape=shape, softmax=True)
         model = open_model(str(tmp_path / "m.onnx"), GivenSettings())
         folder = read_image_folder(str(place / "data"))
         batches = list(classify(model, folder, choose_sizes(model, None, 2), 2))
@@ -231,12 +253,12 @@ class TestFiles:
         np.testing.assert_allclose(logits, expected, atol=0.02 if kind == "FLOAT16" else 2e-4)
 
     def test_a_fixed_batch_of_another_size_is_a_contradiction(self, case, run):
-        write_general_model(case / "model.onnx", shape=[4, 3, 32, 32])
+        write_model(case / "model.onnx", shape=[4, 3, 32, 32])
         result = run(case, "--dataset_path", "data", "--batch_size", 8)
         assert refused(result, 2, "--batch_size is 8", "batches of 4 only")
 
     def test_a_free_image_side_is_that_of_the_description(self, case, run):
-        write_general_model(case / "model.onnx", shape=["N", 3, "H", "W"])
+        write_model(case / "model.onnx", shape=["N", 3, "H", "W"])
         assert run(case, "--dataset_path", "data")[0] == 0
 
     def test_flags_that_agree_with_the_file_are_welcome(self, place, run):
@@ -266,7 +288,7 @@ class TestFiles:
 class TestForeignFiles:
     @pytest.fixture
     def foreign(self, case):
-        write_onnx_model(case / "model.onnx", INFO, metadata=False)
+        write_model(case / "model.onnx", metadata="")
         return case
 
     def test_flags_take_the_place_of_the_description(self, place, foreign, run):
@@ -279,7 +301,7 @@ class TestForeignFiles:
         assert refused(result, 2, "model.onnx does not say", "--mean and --std must be given")
 
     def test_the_size_is_asked_for_where_the_input_leaves_it_open(self, foreign, run):
-        write_general_model(foreign / "model.onnx", shape=["N", 3, "H", "W"], metadata="")
+        write_model(foreign / "model.onnx", shape=["N", 3, "H", "W"], metadata="")
         assert refused(run(foreign, "--dataset_path", "data", *foreign_flags()), 2, "--image_size must be given")
         assert run(foreign, "--dataset_path", "data", *foreign_flags(), "--image_size", 32)[0] == 0
 
@@ -292,7 +314,7 @@ class TestForeignFiles:
         assert refused(result, 2, "multiply mean and std by 255")
 
     def test_a_file_that_normalises_itself_wants_no_mean(self, foreign, run):
-        write_general_model(foreign / "model.onnx", kind="UINT8", metadata="")
+        write_model(foreign / "model.onnx", kind="UINT8", metadata="")
         assert refused(run(foreign, "--dataset_path", "data", *foreign_flags()), 2, "leave out --mean and --std")
         assert run(foreign, "--dataset_path", "data")[0] == 0
 
@@ -339,12 +361,12 @@ class TestForeignFiles:
         peers = pytest.importorskip("tests.peers")
         from timm.data import create_transform, resolve_data_config
 
-        timm_model = peers.randomise(peers.create_peer("timm", "b0"), 64).eval()
+        timm_model = peers.randomise(peers.create_peer("timm", "b0"), peers.random_images(8, 64)).eval()
         onnx_path = tmp_path / "timm.onnx"
         free_batch = {"input": {0: "N"}, "output": {0: "N"}}
         names = {"input_names": ["input"], "output_names": ["output"], "dynamic_axes": free_batch}
         peers.torch.onnx.export(timm_model, peers.torch.zeros(1, 3, 64, 64), onnx_path, dynamo=False, **names)
-        picture(150, 100).save(tmp_path / "a.png")
+        (tmp_path / "a.png").write_bytes(picture(150, 100, kind="PNG"))
         settings = resolve_data_config({"input_size": (3, 64, 64)}, model=timm_model)
         with Image.open(tmp_path / "a.png") as image:
             batch = create_transform(**settings, is_training=False)(image)[None]
@@ -519,7 +541,7 @@ class TestBadInput:
         [
             (b"", "not an ONNX file, or it is truncated"),
             (b"hello " * 1000, "not an ONNX file, or it is truncated"),
-            (encode(picture(50, 50)), "not an ONNX file, or it is truncated"),
+            (picture(50, 50), "not an ONNX file, or it is truncated"),
             (-20, "not an ONNX file, or it is truncated"),
             (1000, "not an ONNX file, or it is truncated"),
         ],
@@ -531,7 +553,7 @@ class TestBadInput:
         assert refused(run(case, "--dataset_path", "data"), 1, f"model.onnx: it is {sentence}")
 
     def test_every_truncation_is_a_sentence(self, case, run):
-        write_onnx_model(case / "model.onnx", small_info(["a"], image_size=1))
+        write_model(case / "model.onnx", small_info(["a"], image_size=1))
         whole = (case / "model.onnx").read_bytes()
         # The last entry of the metadata is for human readers; a file that ends before it has all that is needed.
         for length in range(0, whole.rindex(b"variant") - 10, 7):
@@ -557,22 +579,22 @@ class TestBadInput:
         ],
     )
     def test_a_file_that_does_not_classify_images(self, case, run, settings, pieces):
-        write_general_model(case / "model.onnx", **settings)
+        write_model(case / "model.onnx", **settings)
         assert refused(run(case, "--dataset_path", "data"), 1, "model.onnx", *pieces)
 
     def test_a_file_that_fails_when_it_runs(self, case, run):
         # The side is open in the declaration, but the convolution is as large as an image of 32 pixels.
-        write_general_model(case / "model.onnx", shape=["N", 3, "H", "W"], metadata="")
+        write_model(case / "model.onnx", shape=["N", 3, "H", "W"], metadata="")
         result = run(case, "--dataset_path", "data", *foreign_flags(), "--image_size", 8)
         assert refused(result, 1, "model.onnx: running it on a batch of shape (1, 3, 8, 8) failed")
 
     @pytest.mark.parametrize("text", ["{", "[]", '{"format": 9}', '{"format": 1, "preprocess": {}}'])
     def test_a_broken_description(self, case, run, text):
-        write_general_model(case / "model.onnx", metadata=text.replace('"preprocess": {}', '"preprocess": {"size": 3}'))
+        write_model(case / "model.onnx", metadata=text.replace('"preprocess": {}', '"preprocess": {"size": 3}'))
         assert refused(run(case, "--dataset_path", "data"), 1, "model.onnx")
 
     def test_a_description_of_another_class_count(self, case, run):
-        write_general_model(case / "model.onnx", metadata=small_info(CLASSES[:6]).to_json())
+        write_model(case / "model.onnx", metadata=small_info(CLASSES[:6]).to_json())
         assert refused(run(case, "--dataset_path", "data"), 1, "describes 6 classes", "7 logits")
 
     def test_another_class_count_than_the_folders(self, case, run):
@@ -741,7 +763,7 @@ class EndlessImages:
 
 class TestPipeline:
     def test_what_is_under_way_is_bounded(self):
-        images = EndlessImages(encode(picture(40, 40)))
+        images = EndlessImages(picture(40, 40))
         model = FakeModel((32, 32, 3))
         batches = classify(model, images, BatchSizes((4,), 1), threads=3)
         for _ in range(40):
@@ -772,7 +794,7 @@ class TestPipeline:
                 return super().run(batch)
 
         model = Model((32, 32, 3))
-        assert len(list(classify(model, Images(encode(picture(40, 40))), BatchSizes((1,), 1), 2))) == 20
+        assert len(list(classify(model, Images(picture(40, 40)), BatchSizes((1,), 1), 2))) == 20
         assert any(together[2:])
 
     def test_a_failure_of_the_network_ends_the_run(self):
@@ -781,12 +803,28 @@ class TestPipeline:
                 raise RunError("the network failed")
 
         with pytest.raises(RunError, match="the network failed"):
-            list(classify(Model((32, 32, 3)), EndlessImages(encode(picture(40, 40))), BatchSizes((2,), 1), 2))
+            list(classify(Model((32, 32, 3)), EndlessImages(picture(40, 40)), BatchSizes((2,), 1), 2))
+
+    @pytest.mark.parametrize("count", [classification.MANY_IMAGES + 2, 3])
+    def test_many_and_few_images_are_prepared_alike(self, tmp_path, count):
+        """The compiled engine's bytes and Pillow's, for JPEGs, PNGs and broken files."""
+        write_model(tmp_path / "model.onnx", INFO)
+        model = open_model(str(tmp_path / "model.onnx"), GivenSettings())
+        contents = [picture(90, 70), picture(60, 80, kind="PNG"), picture(50, 50)[:900]]
+        for i, data in enumerate(contents):
+            (tmp_path / f"{i}.jpg").write_bytes(data)
+        images = ImageList([str(tmp_path / f"{i % 3}.jpg") for i in range(count)])
+        batches = list(classify(model, images, BatchSizes((3,), 1), 2))
+        assert [index for batch in batches for index in batch.errors] == list(range(2, count, 3))
+        logits = np.concatenate([batch.logits for batch in batches])
+        expected = [logits_by_hand(tmp_path / f"{i}.jpg") for i in range(2)]
+        np.testing.assert_allclose(logits[:2], expected, atol=2e-4)
+        np.testing.assert_array_equal(logits[-2:], logits[:2])
 
     def test_memory_does_not_grow_with_the_images(self, tmp_path):
         """The largest resident set of a run over eight times as many images."""
-        write_onnx_model(tmp_path / "model.onnx", small_info(["a"], image_size=64))
-        data = encode(picture(400, 300))
+        write_model(tmp_path / "model.onnx", small_info(["a"], image_size=64))
+        data = picture(400, 300)
         for name, count in (("few", 60), ("many", 480)):
             (tmp_path / name / "a").mkdir(parents=True)
             for i in range(count):
