@@ -106,6 +106,8 @@ def join_ranks(target: str, device_id: int) -> Device:
         communication.init()
     except RuntimeError as error:
         raise UsageError(f"the ranks could not be joined: {str(error).splitlines()[0]}") from None
+    # Every rank computes the whole network on its own images; TrainStep averages the gradients.
+    ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
     return Device(target, device_id, communication.get_rank(), communication.get_group_size())
 
 

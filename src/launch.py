@@ -30,6 +30,12 @@ USAGE = """usage: sh run_distribute_train.sh [--dry-run] [RANK_TABLE_FILE] [DATA
 
 # Flags of train.py whose values are paths: ranks run in folders of their own, the caller means theirs.
 PATH_FLAGS = ("--eval_dataset_path", "--save_checkpoint_path", "--resume", "--pretrained")
+# Flags of train.py that the launcher gives itself.
+OWN_FLAGS = {
+    "--dataset_path": "it is DATA_DIR",
+    "--device_id": "the rank table gives each rank its device",
+    "--run_distribute": "ranks that are started together train together",
+}
 
 LOG_NAME = "log.txt"
 LAUNCHER_LOG = "train_parallel.log"
@@ -154,6 +160,9 @@ def make_plan(
     here = here or os.getcwd()
     if not os.path.exists(data):
         raise UsageError(f"DATA_DIR: there is no '{data}'")
+    for flag, reason in OWN_FLAGS.items():
+        if flag_value(flags, flag) is not None:
+            raise UsageError(f"{flag} cannot be among the further flags: {reason}")
     table = read_rank_table(table_path)
     wanted = environment.get("RANK_SIZE", "")
     if wanted and wanted != str(table.rank_size):
@@ -436,11 +445,11 @@ def describe_failure(failed: list[Worker], processes: dict) -> RunError:
 
 
 def read_last_lines(path: str) -> list[str]:
-    """The last lines of a log that are not empty."""
+    """The last lines of a log that say something: neither empty nor MindSpore's own progress in joining and leaving."""
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - 16384))
         lines = file.read().decode("utf-8", "replace").splitlines()
-    return [line.rstrip() for line in lines if line.strip()][-LAST_LINES:]
+    return [line.rstrip() for line in lines if line.strip() and not line.startswith("[INFO] ")][-LAST_LINES:]
 
 
 def stop_workers(processes: dict, grace: float, signals: list[int]) -> None:

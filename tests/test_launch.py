@@ -187,6 +187,9 @@ class TestPlan:
             ({"DEVICE_TARGET": "GPU"}, "DEVICE_TARGET is 'GPU'; a rank table starts ranks on Ascend or CPU"),
             ({"DEVICE_TARGET": "CPU", "MASTER_PORT": "x"}, "MASTER_PORT is 'x', not a port number"),
             ({"DEVICE_TARGET": "CPU", "MASTER_PORT": "70000"}, "MASTER_PORT is '70000', not a port number"),
+            ({"flags": ["--device_id", "1"]}, "--device_id cannot be among the further flags: the rank table gives"),
+            ({"flags": ["--run_distribute=False"]}, "--run_distribute cannot be among the further flags"),
+            ({"flags": ["--dataset_path", "x"]}, "--dataset_path cannot be among the further flags: it is DATA_DIR"),
         ],
     )
     def test_wrong_settings_are_one_sentence(self, tmp_path, environment, sentence):
@@ -312,7 +315,8 @@ class TestSupervision:
 
     def test_a_rank_that_fails_is_named_with_the_last_lines_of_its_log(self, start):
         process = start(
-            "if rank: time.sleep(300)\nfor line in range(30): print('line', line)\nprint('no space left')\nsys.exit(3)"
+            "if rank: time.sleep(300)\nfor line in range(30): print('line', line)\nprint('no space left')\n"
+            "print('[INFO] DISTRIBUTED of MindSpore')\nsys.exit(3)"
         )
         _, err = process.communicate(timeout=30)
         assert process.returncode == 1

@@ -1,6 +1,5 @@
 """Run by ranks of test_distribute.py: the averaged gradients of this rank's share of 16 fixed images, in a file."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -12,9 +11,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, nn, ops
 
+from src.checkpoint import model_parameters
 from src.loss import CrossEntropySmooth
 from src.models.effnet import create_network
 from src.train_step import TrainStep
+
+IMAGES = 16
 
 
 class Recorder(nn.Cell):
@@ -31,20 +33,39 @@ class Recorder(nn.Cell):
         return self.hyper_map(ops.assign, self.kept, gradients)
 
 
-device = prepare_device("CPU", 0, "--run_distribute" in sys.argv)
-ms.set_seed(7)
-# A momentum of 0: one pass in training mode gives the batch norms the statistics of these images.
-network = create_network("b0", num_classes=10, dropout_rate=0.0, drop_connect_rate=0.0, norm_momentum=0.0, seed=7)
-random = np.random.RandomState(7)
-images = random.standard_normal((16, 3, 32, 32)).astype(np.float32)
-labels = random.randint(0, 10, 16).astype(np.int32)
-network.set_train(True)
-network(ms.Tensor(images))
+def create():
+    """The network, 16 images and their labels, the same in every process."""
+    ms.set_seed(7)
+    # A momentum of 0: one pass in training mode gives the batch norms the statistics of these images.
+    network = create_network("b0", num_classes=10, dropout_rate=0.0, drop_connect_rate=0.0, norm_momentum=0.0, seed=7)
+    random = np.random.RandomState(7)
+    images = random.standard_normal((IMAGES, 3, 32, 32)).astype(np.float32)
+    return network, images, random.randint(0, 10, IMAGES).astype(np.int32)
 
-share = slice(16 * device.rank // device.rank_size, 16 * (device.rank + 1) // device.rank_size)
-recorder = Recorder(network.trainable_params())
-step = TrainStep(network, CrossEntropySmooth(0.1, 10), recorder, 1024.0, rank_size=device.rank_size).set_train()
-network.set_train(False)
-step(ms.Tensor(images[share]), ms.Tensor(labels[share]))
-np.savez("gradients.npz", **{parameter.name: parameter.asnumpy() for parameter in recorder.kept})
-print("rank", os.environ.get("RANK_ID"), "has finished")
+
+def write_statistics(path):
+    """The images' own batch-norm statistics: with any others the gradients would fade or explode on the way."""
+    network, images, _ = create()
+    network.set_train(True)
+    network(ms.Tensor(images))
+    statistics = {name: p.asnumpy() for name, p in model_parameters(network).items() if not p.requires_grad}
+    np.savez(path, **statistics)
+
+
+def write_gradients(path, statistics, rank=0, rank_size=1):
+    """The gradients that the optimiser of this rank gets, by name; batch norm in evaluation mode."""
+    network, images, labels = create()
+    with np.load(statistics) as file:
+        for name in file.files:
+            model_parameters(network)[name].set_data(ms.Tensor(file[name]))
+    share = slice(IMAGES * rank // rank_size, IMAGES * (rank + 1) // rank_size)
+    recorder = Recorder(network.trainable_params())
+    step = TrainStep(network, CrossEntropySmooth(0.1, 10), recorder, 1024.0, rank_size=rank_size).set_train()
+    network.set_train(False)
+    step(ms.Tensor(images[share]), ms.Tensor(labels[share]))
+    np.savez(path, **{parameter.name: parameter.asnumpy() for parameter in recorder.kept})
+
+
+if __name__ == "__main__":
+    device = prepare_device("CPU", 0, True)
+    write_gradients("gradients.npz", "../statistics.npz", device.rank, device.rank_size)
