@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sys
 import tempfile
+import threading
+import zlib
 from collections.abc import Iterator
 
 from src.cli import RunError, UsageError
@@ -13,6 +16,8 @@ from src.config import Config
 
 FAST_DISK = "/cache"
 DONE = ".copied-from"
+# Seconds between two times that new checkpoints are sent: so much is lost when the machine is taken away.
+SEND_INTERVAL = 300
 
 
 def check_urls(config: Config) -> None:
@@ -49,7 +54,7 @@ def copied_folders(config: Config) -> Iterator[Config]:
 
     `data_url` is copied once for all ranks of this machine; --dataset_path and --eval_dataset_path name folders below
     it then, and it is the data set itself where --dataset_path is left out. With --resume auto what an earlier job left
-    in `train_url` is fetched first. Rank 0 copies its checkpoints there at the end.
+    in `train_url` is fetched first. Rank 0 sends its checkpoints there every few minutes and at the end.
 
     Yields:
         Config, with paths of this machine; the same one without --run_modelarts.
@@ -59,31 +64,38 @@ def copied_folders(config: Config) -> Iterator[Config]:
         RunError: if a copy fails.
     """
     check_urls(config)
-    if not config.run_modelarts:
+    # msrun runs the script in its scheduler too, which ends where the ranks are joined.
+    if not config.run_modelarts or os.environ.get("MS_ROLE") == "MS_SCHED":
         yield config
         return
     moxing = load_moxing()
-    disk = FAST_DISK if os.path.isdir(FAST_DISK) else tempfile.gettempdir()
-    data = os.path.join(disk, "efficientnet_data")
-    output = os.path.join(disk, "efficientnet_output")
+    data, output = local_folder("data", config.data_url), local_folder("output", config.train_url)
     fetch_once(moxing, config.data_url, data)
     if config.resume == "auto":
         fetch_once(moxing, config.train_url, output, optional=True)
     paths = {"dataset_path": os.path.join(data, config.dataset_path or ""), "save_checkpoint_path": output}
     if config.eval_dataset_path:
         paths["eval_dataset_path"] = os.path.join(data, config.eval_dataset_path)
-    try:
+    with contextlib.ExitStack() as sending:
+        if os.environ.get("RANK_ID", "0") == "0":
+            sending.enter_context(sent_regularly(Sender(moxing, output, config.train_url)))
         yield config.replace(**paths)
-    finally:
-        if os.environ.get("RANK_ID", "0") == "0" and os.path.isdir(output):
-            copy(moxing, output, config.train_url)
+
+
+def local_folder(kind: str, url: str) -> str:
+    """The folder of this machine that stands for a folder of the object store."""
+    disk = FAST_DISK if os.path.isdir(FAST_DISK) else tempfile.gettempdir()
+    return os.path.join(disk, f"efficientnet_{kind}_{zlib.crc32(url.encode()):08x}")
 
 
 def fetch_once(moxing, url: str, folder: str, optional: bool = False) -> None:
     """Copy a folder of the object store to this machine, unless another rank of the same job has done so.
 
     Args:
-        optional: a folder that does not exist is none to copy.
+        optional: a folder that does not exist, or is empty, is none to copy.
+
+    Raises:
+        RunError: if the copy fails.
     """
     os.makedirs(folder, exist_ok=True)
     marker = os.path.join(folder, DONE)
@@ -95,20 +107,100 @@ def fetch_once(moxing, url: str, folder: str, optional: bool = False) -> None:
             with open(marker, encoding="utf-8") as file:
                 if file.read() == wanted:
                     return
-        if not optional or moxing.file.exists(url):
-            copy(moxing, url, folder)
+        with as_sentence(f"copying {url} to {folder}"):
+            if not optional or (moxing.file.exists(url) and moxing.file.list_directory(url)):
+                moxing.file.copy_parallel(url, folder)
         with open(marker, "w", encoding="utf-8") as file:
             file.write(wanted)
 
 
-def copy(moxing, source: str, target: str) -> None:
-    """Copy a folder to or from the object store.
+class Sender:
+    """Keeps a folder of the object store like one of this machine, as far as it is this run's.
+
+    Args:
+        moxing: the library.
+        folder: on this machine; hidden files, unfinished ones among them, are left out.
+        url: of the object store. What others have put there stays.
+    """
+
+    def __init__(self, moxing, folder: str, url: str):
+        self.moxing = moxing
+        self.folder = folder
+        self.url = url
+        self.sent: dict[str, tuple[int, int]] = {}
+
+    def send(self) -> None:
+        """Send what is new or has changed, remove what was sent and is gone.
+
+        Raises:
+            RunError: if that fails.
+        """
+        here = self.list_files()
+        changed = [path for path, stamp in here.items() if self.sent.get(path) != stamp]
+        if changed:
+            print(f"sending {len(changed)} files to {self.url}", flush=True)
+        for path in changed:
+            source = os.path.join(self.folder, path)
+            with as_sentence(f"copying {source} to {self.url}"):
+                try:
+                    self.moxing.file.copy(source, f"{self.url.rstrip('/')}/{path}")
+                except Exception:
+                    if os.path.exists(source):  # else training has removed an old checkpoint meanwhile
+                        raise
+                    continue
+            self.sent[path] = here[path]
+        for path in set(self.sent) - set(here):
+            with as_sentence(f"removing {path} from {self.url}"):
+                self.moxing.file.remove(f"{self.url.rstrip('/')}/{path}")
+            del self.sent[path]
+
+    def list_files(self) -> dict[str, tuple[int, int]]:
+        """Path below the folder to size and time of change."""
+        found = {}
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                path = os.path.join(folder, name)
+                with contextlib.suppress(FileNotFoundError):
+                    status = os.stat(path)
+                    if not name.startswith("."):
+                        found[os.path.relpath(path, self.folder)] = (status.st_size, status.st_mtime_ns)
+        return found
+
+
+@contextlib.contextmanager
+def sent_regularly(sender: Sender) -> Iterator[None]:
+    """Send every few minutes, in a thread, and at the end.
 
     Raises:
-        RunError: one sentence.
+        RunError: if it fails at the end; before, it is tried again.
     """
-    print(f"copying {source} to {target}", flush=True)
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(SEND_INTERVAL):
+            try:
+                sender.send()
+            except RunError as error:
+                print(f"warning: {error}; it is tried again later", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=work, name="sender", daemon=True)
+    thread.start()
     try:
-        moxing.file.copy_parallel(source, target)
-    except Exception as error:  # moxing raises classes of its own, which cannot be named where it is not installed
-        raise RunError(f"copying {source} to {target} failed: {error}") from error
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        sender.send()
+
+
+@contextlib.contextmanager
+def as_sentence(doing: str) -> Iterator[None]:
+    """Turn whatever moxing raises into one sentence.
+
+    Raises:
+        RunError: "`doing` failed: why".
+    """
+    try:
+        yield
+    except Exception as error:  # moxing has classes of its own, which cannot be named where it is not installed
+        raise RunError(f"{doing} failed: {error}") from error
