@@ -2,7 +2,8 @@
 
 A folder of class folders, as ImageNet comes: classes are its sub-folders in sorted order, labels their numbers from 0,
 images the files with an image's suffix anywhere below a class folder, sorted by path. Names that begin with a dot are
-passed over everywhere; symbolic links are followed. Sorting is by Unicode code points, the same on every machine.
+passed over everywhere; symbolic links are followed. Sorting is by Unicode code points, the same on every machine. A
+MindRecord that was made of such a folder stands for it, see `src/mindrecord.py`.
 
     python -m src.image_folder DIR    lists classes, counts, sizes and every file that will not decode
 """
@@ -59,7 +60,10 @@ class ImageFolder:
 
 
 def read_image_folder(root: str) -> ImageFolder:
-    """List a folder of class folders.
+    """List a folder of class folders, or the MindRecord that was made of one.
+
+    Args:
+        root: the folder; for a MindRecord its folder of shards, or one of them.
 
     Raises:
         RunError: if it is missing, unreadable, has no class folders, or they hold no image.
@@ -67,6 +71,11 @@ def read_image_folder(root: str) -> ImageFolder:
     root = os.fspath(root)
     if not os.path.exists(root):
         raise RunError(f"{root}: there is no such folder")
+    # Imported by what needs it: the programs that list a folder start in no time.
+    from src.mindrecord import is_mindrecord, read_mindrecord
+
+    if is_mindrecord(root):
+        return read_mindrecord(root)
     if not os.path.isdir(root):
         raise RunError(f"{root}: it is a file, not a folder of class folders")
     try:

@@ -1,0 +1,52 @@
+"""Pack a folder of class folders into a MindRecord, a few large files that every program takes as --dataset_path.
+
+Stopped or killed, the same command goes on with the shards that are missing. Each is read back before it counts.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+# Must stand before MindSpore's first import: errors only.
+os.environ.setdefault("GLOG_v", "3")
+
+from tqdm import tqdm
+
+from src.cli import ArgumentParser, UsageError, parse_positive_int, run_cli
+from src.image_folder import read_image_folder
+from src.mindrecord import MindRecordFolder
+
+
+def main(argv=None) -> None:
+    """Convert, or check what was converted."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset_path", help="folder of class folders; with --check the MindRecord")
+    parser.add_argument("out", nargs="?", help="folder for the shards")
+    parser.add_argument("--shards", type=parse_positive_int, help="how many; of about 1 GB each when left out")
+    parser.add_argument("--check", action="store_true", help="read a MindRecord and compare every image's checksum")
+    arguments = parser.parse_args(argv)
+    if arguments.check == (arguments.out is not None):
+        raise UsageError("name a folder and one for the shards, or --check and a MindRecord")
+    folder = read_image_folder(arguments.dataset_path)
+    packed = isinstance(folder, MindRecordFolder)
+    if packed != arguments.check:
+        what = "already a MindRecord" if packed else "a folder of class folders, not a MindRecord"
+        raise UsageError(f"{arguments.dataset_path} is {what}")
+    # Imported late: with it comes MindSpore.
+    from src.mindrecord_writer import check, convert
+
+    with tqdm(total=len(folder), unit="image", disable=None) as bar:
+        if arguments.check:
+            check(arguments.dataset_path, bar.update)
+        else:
+            shards = convert(folder, arguments.out, arguments.shards, bar.update)
+    images = f"{len(folder)} images in {len(folder.classes)} classes"
+    if arguments.check:
+        print(f"{images}: all are what was packed")
+    else:
+        print(f"{images}: packed into {shards} shards in {arguments.out}, and read back")
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
