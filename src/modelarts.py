@@ -70,15 +70,16 @@ def copied_folders(config: Config) -> Iterator[Config]:
         return
     moxing = load_moxing()
     data, output = local_folder("data", config.data_url), local_folder("output", config.train_url)
+    sender = Sender(moxing, output, config.train_url)
     fetch_once(moxing, config.data_url, data)
-    if config.resume == "auto":
-        fetch_once(moxing, config.train_url, output, optional=True)
+    if config.resume == "auto" and fetch_once(moxing, config.train_url, output, optional=True):
+        sender.sent = sender.list_files()
     paths = {"dataset_path": os.path.join(data, config.dataset_path or ""), "save_checkpoint_path": output}
     if config.eval_dataset_path:
         paths["eval_dataset_path"] = os.path.join(data, config.eval_dataset_path)
     with contextlib.ExitStack() as sending:
         if os.environ.get("RANK_ID", "0") == "0":
-            sending.enter_context(sent_regularly(Sender(moxing, output, config.train_url)))
+            sending.enter_context(sent_regularly(sender))
         yield config.replace(**paths)
 
 
@@ -88,11 +89,14 @@ def local_folder(kind: str, url: str) -> str:
     return os.path.join(disk, f"efficientnet_{kind}_{zlib.crc32(url.encode()):08x}")
 
 
-def fetch_once(moxing, url: str, folder: str, optional: bool = False) -> None:
+def fetch_once(moxing, url: str, folder: str, optional: bool = False) -> bool:
     """Copy a folder of the object store to this machine, unless another rank of the same job has done so.
 
     Args:
         optional: a folder that does not exist, or is empty, is none to copy.
+
+    Returns:
+        bool, whether this process has copied.
 
     Raises:
         RunError: if the copy fails.
@@ -106,12 +110,15 @@ def fetch_once(moxing, url: str, folder: str, optional: bool = False) -> None:
         if os.path.exists(marker):
             with open(marker, encoding="utf-8") as file:
                 if file.read() == wanted:
-                    return
+                    return False
+        print(f"copying {url} to {folder}", flush=True)
         with as_sentence(f"copying {url} to {folder}"):
-            if not optional or (moxing.file.exists(url) and moxing.file.list_directory(url)):
+            copied = not optional or bool(moxing.file.exists(url) and moxing.file.list_directory(url))
+            if copied:
                 moxing.file.copy_parallel(url, folder)
         with open(marker, "w", encoding="utf-8") as file:
             file.write(wanted)
+    return copied
 
 
 class Sender:

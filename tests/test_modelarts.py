@@ -182,6 +182,12 @@ def test_resume_auto_fetches_what_an_earlier_job_left(store):
     (store / "bucket" / "out" / "model_0" / "a.ckpt").write_bytes(b"weights")
     with copied_folders(job(resume="auto")) as config:
         assert Path(config.save_checkpoint_path, "model_0", "a.ckpt").read_bytes() == b"weights"
+        Path(config.save_checkpoint_path, "model_0", "a.ckpt").unlink()
+        save(config, "b.ckpt")
+    assert os.listdir(store / "bucket" / "out" / "model_0") == ["b.ckpt"]
+    import moxing
+
+    assert len(moxing.calls) == 3
 
 
 @pytest.mark.parametrize("exists", [False, True])
