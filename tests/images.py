@@ -57,16 +57,55 @@ def encode(image, kind, **options):
     return buffer.getvalue()
 
 
+def png_chunk(kind, data):
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def raw_png(width, height, depth, colour_type, rows, extra=b"", interlace=0):
+    """A PNG file of given rows, each behind its filter byte, of kinds that Pillow reads and does not write."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, interlace)
+    parts = [png_chunk(b"IHDR", header), extra, png_chunk(b"IDAT", zlib.compress(rows)), png_chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def with_filter_bytes(rows):
+    """Rows of samples as PNG has them, unfiltered."""
+    return b"".join(b"\0" + row.tobytes() for row in rows)
+
+
 def png_of_16_bits(width, height):
-    """An RGB PNG of 16 bits a channel, which Pillow reads and cannot write (PNG specification, chunks IHDR, IDAT)."""
+    """An RGB PNG of 16 bits a channel."""
     pixels = np.asarray(draw(width, height)).astype(">u2") * 257 - 100
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(">u2"))
+    return raw_png(width, height, 16, 2, with_filter_bytes(pixels.astype(">u2")))
 
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+def interlace_by_adam7(pixels):
+    """The rows of the seven passes of an interlaced PNG."""
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    parts = (pixels[y::down, x::right] for y, x, down, right in passes)
+    return b"".join(with_filter_bytes(part) for part in parts if part.size)
+
+
+def unusual_pngs():
+    """Yield (path below the root, bytes): depths, transparency, palettes that are too short, interlacing."""
+    random = np.random.RandomState(7)
+    width, height = 41, 45
+    for colour_type, channels in ((0, 1), (2, 3), (4, 2), (6, 4)):
+        rows = random.randint(0, 65536, (height, width * channels)).astype(">u2")
+        yield f"png/deep{colour_type}_41x45.png", raw_png(width, height, 16, colour_type, with_filter_bytes(rows))
+    for depth in (1, 2, 4, 8):
+        rows = with_filter_bytes(random.randint(0, 256, (height, (width * depth + 7) // 8)).astype(np.uint8))
+        palette = png_chunk(b"PLTE", random.bytes(3 * max(1, 2**depth - 1)))
+        for key, transparency in (("", b""), ("_key", b"\0\1")):
+            chunk = png_chunk(b"tRNS", transparency) if transparency else b""
+            yield f"png/grey{depth}{key}_41x45.png", raw_png(width, height, depth, 0, rows, chunk)
+            chunk = png_chunk(b"tRNS", transparency[:1]) if transparency else b""
+            yield f"png/palette{depth}{key}_41x45.png", raw_png(width, height, depth, 3, rows, palette + chunk)
+    pixels = np.asarray(draw(width, height))
+    yield "png/interlaced_41x45.png", raw_png(width, height, 8, 2, interlace_by_adam7(pixels), interlace=1)
+    yield "png/interlaced_grey_41x45.png", raw_png(width, height, 8, 0, interlace_by_adam7(pixels[..., 0]), interlace=1)
+    yield "png/no_end_41x45.png", encode(draw(width, height), "PNG")[:-12]
 
 
 def without_segment(data, marker):
@@ -94,6 +133,23 @@ def exif(orientation):
     return data
 
 
+def other_images():
+    """Yield (path below the root, bytes) of formats that the C++ program names and refuses; the others read them."""
+    for width, height in FEW_SIZES:
+        size = f"{width}x{height}"
+        image = draw(width, height, 6)
+        yield f"other/lossy_{size}.webp", encode(image, "WEBP")
+        yield f"other/alpha_{size}.webp", encode(draw(width, height, 6, "RGBA"), "WEBP", lossless=True)
+        yield f"other/rgb_{size}.bmp", encode(image, "BMP")
+        yield f"other/palette_{size}.bmp", encode(image.quantize(16), "BMP")
+        yield f"other/bits_{size}.bmp", encode(image.convert("1"), "BMP")
+        yield f"other/still_{size}.gif", encode(image, "GIF")
+        frames = [draw(width, height, seed).quantize(16) for seed in (7, 8)]
+        yield f"other/moving_{size}.gif", encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+        yield f"other/rgb_{size}.tif", encode(image, "TIFF")
+        yield f"other/rgb_{size}.ppm", encode(image, "PPM")
+
+
 def good_images():
     """Yield (path below the root, bytes) of images that decode."""
     for width, height in SIZES:
@@ -108,6 +164,7 @@ def good_images():
         for quality in (1, 30, 100):
             yield f"jpeg/quality{quality}_{size}.JPEG", encode(image, "JPEG", quality=quality)
         yield f"jpeg/422_{size}.jpeg", encode(image, "JPEG", subsampling="4:2:2")
+        yield f"jpeg/411_{size}.jpg", encode(image, "JPEG", subsampling="4:1:1")
         yield f"jpeg/optimised_{size}.jpg", encode(image, "JPEG", optimize=True)
         yield f"jpeg/restarts_{size}.jpg", encode(image, "JPEG", restart_marker_blocks=2)
         yield f"jpeg/grey_{size}.jpg", encode(image.convert("L"), "JPEG")
@@ -135,20 +192,8 @@ def good_images():
         yield f"jpeg_odd/named_png_{size}.png", encode(image, "JPEG")
         # As in motion JPEG: decoders fill in the standard Huffman tables.
         yield f"jpeg_odd/without_tables_{size}.jpg", without_segment(encode(image, "JPEG"), 0xC4)
-    # The C++ program names these and asks for a conversion; the others read them.
-    for width, height in FEW_SIZES:
-        size = f"{width}x{height}"
-        image = draw(width, height, 6)
-        yield f"other/lossy_{size}.webp", encode(image, "WEBP")
-        yield f"other/alpha_{size}.webp", encode(draw(width, height, 6, "RGBA"), "WEBP", lossless=True)
-        yield f"other/rgb_{size}.bmp", encode(image, "BMP")
-        yield f"other/palette_{size}.bmp", encode(image.quantize(16), "BMP")
-        yield f"other/bits_{size}.bmp", encode(image.convert("1"), "BMP")
-        yield f"other/still_{size}.gif", encode(image, "GIF")
-        frames = [draw(width, height, seed).quantize(16) for seed in (7, 8)]
-        yield f"other/moving_{size}.gif", encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-        yield f"other/rgb_{size}.tif", encode(image, "TIFF")
-        yield f"other/rgb_{size}.ppm", encode(image, "PPM")
+    yield from unusual_pngs()
+    yield from other_images()
     for width, height in LARGE_SIZES:
         image = draw(width, height)
         yield f"large/420_{width}x{height}.jpg", encode(image, "JPEG", quality=70)
@@ -166,6 +211,8 @@ def bad_images():
     for share in (1, 20, 50, 90, 99):
         yield f"bad/jpeg_cut_to_{share}_percent.jpg", jpeg[: len(jpeg) * share // 100]
         yield f"bad/png_cut_to_{share}_percent.png", png[: len(png) * share // 100]
+    yield "bad/jpeg_without_its_end.jpg", jpeg[:-4]
+    yield "bad/progressive_cut.jpg", encode(image, "JPEG", progressive=True)[:3000]
     yield "bad/only_the_start.jpg", b"\xff\xd8\xff"
     yield "bad/start_and_end.jpg", b"\xff\xd8\xff\xd9"
     tables = bytearray(jpeg)
@@ -181,6 +228,7 @@ def bad_images():
     yield "bad/bomb_12000x10000.png", encode(Image.new("1", (12000, 10000)), "PNG")
     bomb = encode(Image.new("L", (64, 64)), "JPEG")
     yield "bad/bomb_65000x65000.jpg", bomb.replace(struct.pack(">HH", 64, 64), struct.pack(">HH", 65000, 65000), 1)
+    yield "bad/bomb_2147483647x1.png", raw_png(2**31 - 1, 1, 16, 6, bytes(1000))
     yield "bad/sliver_1x5000.png", encode(Image.new("RGB", (1, 5000)), "PNG")
     yield "bad/sliver_9000x1.jpg", encode(Image.new("RGB", (9000, 1)), "JPEG")
 

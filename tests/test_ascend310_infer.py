@@ -7,15 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from src.image_folder import read_image_folder
 from src.model_info import ModelInfo
-from src.preprocess import ImageError, Preprocess, crop_for_evaluation, load_image, normalise, read_image
+from src.preprocess import ImageError, Preprocess, crop_for_evaluation, normalise, read_image
 from src.result_files import result_names
 from tests import cpp_program as cpp
+from tests.images import bad_images, draw, encode, good_images, other_images
 
 ROOT = cpp.ROOT
 
@@ -52,7 +53,7 @@ class Case:
         self.names += [f"owl/{i}.jpg" for i in range(4)]
         for i, name in enumerate(self.names):
             kind = "PNG" if name.endswith("png") else "JPEG"
-            cpp.write_files(self.data, {name: cpp.encode(cpp.picture(50 + 3 * i, 70 - 2 * i, i), kind)})
+            cpp.write_files(self.data, {name: encode(draw(50 + 3 * i, 70 - 2 * i, i), kind)})
         self.info = cpp.small_info(["cat", "dog", "owl"])
         cpp.write_double_model(self.model, self.info)
 
@@ -94,50 +95,82 @@ class Case:
         return self.log.read_text().splitlines()
 
 
+@pytest.fixture(scope="session")
+def hard(tmp_path_factory):
+    """Folder of a labelled folder `images`: those that the program reads."""
+    folder = tmp_path_factory.mktemp("hard")
+    files = {name: data for name, data in good_images() if not name.startswith("other/")}
+    assert len(files) >= 300
+    cpp.write_files(folder / "images", files)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bad(tmp_path_factory):
+    """Folder of a labelled folder `images`: those that nobody can use."""
+    folder = tmp_path_factory.mktemp("bad")
+    cpp.write_files(folder / "images", dict(bad_images()))
+    return folder
+
+
+REASONS = {
+    "empty.jpg": "the image file is empty",
+    "text.jpg": "not an image that can be decoded (neither JPEG nor PNG)",
+    "jpeg_cut_to_50_percent.jpg": "truncated",
+    "progressive_cut.jpg": "truncated",
+    "jpeg_without_its_end.jpg": "truncated",
+    "only_the_start.jpg": "truncated",
+    "png_cut_to_50_percent.png": "truncated",
+    "png_cut_to_1_percent.png": "not an image",
+    "png_with_a_wrong_checksum.png": "CRC",
+    "jpeg_of_no_height.jpg": "JPEG: ",
+    "bomb_65000x65000.jpg": "refused, it has 65000 x 65000 pixels",
+    "bomb_20000x20000.png": "refused, it has 20000 x 20000 pixels",
+    "bomb_2147483647x1.png": "refused, it has 2147483647 x 1 pixels",
+    "sliver_1x5000.png": "too elongated",
+}
+"""What the program says of some of the bad images."""
+
+
 class TestPixels:
     @pytest.mark.parametrize(("size", "interpolation"), [(32, "bicubic"), (224, "bicubic"), (48, "bilinear")])
-    def test_every_hard_image_has_the_bytes_of_pillow(self, release, tmp_path, size, interpolation):
+    def test_every_hard_image_has_the_bytes_of_pillow(self, release, hard, size, interpolation):
         info = cpp.small_info(["a"], size, interpolation=interpolation)
-        cpp.write_double_model(tmp_path / "model.mindir", info)
-        files = cpp.hard_images()
-        assert len(files) >= 300
-        cpp.write_files(tmp_path / "images", files)
-        assert compare_pixels(release[0], tmp_path, info.preprocess) == []
+        cpp.write_double_model(hard / "model.mindir", info)
+        assert compare_pixels(release[0], hard, info.preprocess) == []
 
     def test_a_resize_that_changes_one_side_or_none(self, release, tmp_path):
         info = ModelInfo(preprocess=Preprocess(image_size=40, resize=40))
         cpp.write_double_model(tmp_path / "model.mindir", info)
         sizes = [(40, 40), (40, 41), (41, 40), (40, 200), (80, 80), (39, 40)]
-        files = {f"{w}x{h}.png": cpp.encode(cpp.picture(w, h), "PNG") for w, h in sizes}
+        files = {f"{w}x{h}.png": encode(draw(w, h), "PNG") for w, h in sizes}
         cpp.write_files(tmp_path / "images", files)
         assert compare_pixels(release[0], tmp_path, info.preprocess) == []
 
-    def test_what_nobody_can_use_is_refused_with_the_reason(self, sanitized, tmp_path):
-        files = cpp.broken_images()
-        cpp.write_files(tmp_path / "images", {name: data for name, (data, _) in files.items()})
-        cpp.write_double_model(tmp_path / "model.mindir", ModelInfo())
-        for name, answer in run_pixels(sanitized[0], tmp_path, Preprocess()).items():
-            assert isinstance(answer, str) and answer.startswith(str(tmp_path / "images" / name)), name
-            assert files[name][1] in answer, answer
+    def test_what_nobody_can_use_is_refused_with_the_reason(self, sanitized, bad):
+        cpp.write_double_model(bad / "model.mindir", ModelInfo())
+        for path, answer in run_pixels(sanitized[0], bad, Preprocess()).items():
+            assert isinstance(answer, str) and answer.startswith(f"{path}: "), path
+            assert REASONS.get(path.name, "") in answer, answer
             with pytest.raises(ImageError):
-                crop_for_evaluation(read_image(str(tmp_path / "images" / name)), Preprocess())
+                crop_for_evaluation(read_image(str(path)), Preprocess())
 
     def test_other_formats_are_refused_by_name(self, release, tmp_path):
-        kinds = {"a.bmp": "BMP", "a.gif": "GIF", "a.webp": "WebP", "a.tif": "TIFF", "a.ppm": "PPM"}
-        cpp.write_files(
-            tmp_path / "images", {name: cpp.encode(cpp.picture(9, 9), kind) for name, kind in kinds.items()}
-        )
+        files = dict(other_images())
+        cpp.write_files(tmp_path / "images", files)
         cpp.write_double_model(tmp_path / "model.mindir", ModelInfo())
-        for name, answer in run_pixels(release[0], tmp_path, Preprocess()).items():
-            assert f"it is a {kinds[name]} image; this program reads JPEG and PNG" in answer
+        kinds = {".bmp": "BMP", ".gif": "GIF", ".webp": "WebP", ".tif": "TIFF", ".ppm": "PPM"}
+        answers = run_pixels(release[0], tmp_path, Preprocess())
+        assert len(answers) == len(files) > 20
+        for path, answer in answers.items():
+            assert f"it is a {kinds[path.suffix]} image; this program reads JPEG and PNG" in answer
 
 
 def run_pixels(build, folder, preprocess):
-    """What the C++ program makes of folder/images: by name (crop, values), or the sentence."""
-    paths = sorted((folder / "images").iterdir())
+    """What the C++ program makes of the files below folder/images: by path (crop, values), or the sentence."""
+    paths = sorted(path for path in (folder / "images").rglob("*") if path.is_file())
     (folder / "list").write_text("".join(f"{path}\n" for path in paths))
-    command = [build / "tests" / "pixels", folder / "model.mindir", folder / "list", folder / "out"]
-    cpp.check(command)
+    cpp.check([build / "tests" / "pixels", folder / "model.mindir", folder / "list", folder / "out"])
     data = (folder / "out").read_bytes()
     side, position, answers = preprocess.image_size, 0, {}
     for path in paths:
@@ -145,23 +178,23 @@ def run_pixels(build, folder, preprocess):
             count = side * side * 3
             crop = np.frombuffer(data, np.uint8, count, position + 1).reshape(side, side, 3)
             values = np.frombuffer(data, np.uint8, 4 * count, position + 1 + count).view("<f4").reshape(3, side, side)
-            answers[path.name] = crop, values
+            answers[path] = crop, values
             position += 1 + 5 * count
         else:
             end = data.index(b"\n", position)
-            answers[path.name] = data[position + 1 : end].decode()
+            answers[path] = data[position + 1 : end].decode()
             position = end + 1
     return answers
 
 
 def compare_pixels(build, folder, preprocess):
-    """Names of the images of which the C++ program does not make exactly what Pillow does."""
+    """The images of which the C++ program does not make exactly what Pillow does."""
     wrong = []
-    for name, answer in run_pixels(build, folder, preprocess).items():
-        crop = crop_for_evaluation(read_image(str(folder / "images" / name)), preprocess)
+    for path, answer in run_pixels(build, folder, preprocess).items():
+        crop = crop_for_evaluation(read_image(str(path)), preprocess)
         values = normalise(crop, preprocess)
         if isinstance(answer, str) or not (np.array_equal(answer[0], crop) and np.array_equal(answer[1], values)):
-            wrong.append(name)
+            wrong.append(path.name)
     return wrong
 
 
@@ -182,6 +215,14 @@ class TestMindSporeLite:
     def test_on_the_cpu(self, case):
         assert case.run("--device_target", "CPU").returncode == 0
         assert "Build on CPU" in case.calls()
+        case.check_results()
+
+        assert case.run("--device_target", "CPU", "--engine_threads", "3").returncode == 0
+        assert "Build on CPU with 3 threads" in case.calls()
+
+    def test_of_two_outputs_the_logits_are_taken(self, case):
+        cpp.write_double_model(case.model, case.info, probabilities=1)
+        assert case.run().returncode == 0
         case.check_results()
 
     def test_a_batch_of_any_size_gets_the_one_that_is_asked_for(self, case):
@@ -206,7 +247,7 @@ class TestMindSporeLite:
         case.check_results(case.names[:1])
 
     def test_images_of_one_stem_keep_their_suffix(self, case):
-        cpp.write_files(case.data, {"cat/0.png": cpp.encode(cpp.picture(30, 30, 99), "PNG")})
+        cpp.write_files(case.data, {"cat/0.png": encode(draw(30, 30, 99), "PNG")})
         assert case.run().returncode == 0
         case.names.append("cat/0.png")
         assert (case.results / "cat" / "0.jpg_0.bin").exists() and (case.results / "cat" / "0.png_0.bin").exists()
@@ -214,7 +255,7 @@ class TestMindSporeLite:
 
     def test_odd_names(self, case):
         odd = ["cat/with space.jpg", "dog/ёж 猫.JPG", "owl/line\nbreak.jpeg", "owl/'quote\".jpg", "owl/-flag.jpg"]
-        image = cpp.encode(cpp.picture(40, 40))
+        image = encode(draw(40, 40), "JPEG")
         cpp.write_files(case.data, {name: image for name in odd})
         cpp.write_files(case.data, {"cat/.hidden.jpg": image, "cat/notes.txt": b"text", ".cache/a.jpg": image})
         os.symlink(case.data / "dog", case.data / "cat" / "linked")
@@ -235,21 +276,28 @@ class TestMindSporeLite:
 
 
 class TestOpenVino:
-    @pytest.mark.parametrize("batch", [None, 4])
-    def test_logits_are_those_of_onnx_runtime(self, case, batch):
+    @pytest.mark.parametrize(
+        ("batch", "kind", "softmax"),
+        [(None, "float32", False), (4, "float32", True), (None, "uint8", True), (None, "float16", False)],
+    )
+    def test_logits_are_those_of_onnx_runtime(self, case, batch, kind, softmax):
         import onnxruntime
 
         model = case.folder / "model.onnx"
-        cpp.write_onnx_model(model, case.info, batch)
+        cpp.write_onnx_model(model, case.info, batch, kind, softmax=softmax)
         case.model.unlink()
         case.model.with_suffix(".json").unlink()
         done = case.run(model=model)
         assert done.returncode == 0, done.stderr
         session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
         for name, result in zip(case.names, result_names(case.names)):
-            image = load_image(str(case.data / name), case.info.preprocess)
-            expected = session.run(None, {"image": np.repeat(image[None], batch or 1, 0)})[0][0]
-            np.testing.assert_allclose(np.fromfile(case.results / result, "<f4"), expected, atol=1e-4)
+            image = crop_for_evaluation(read_image(str(case.data / name)), case.info.preprocess)
+            if kind != "uint8":
+                image = normalise(image, case.info.preprocess).astype(kind)
+            expected = session.run(["logits"], {"image": np.repeat(image[None], batch or 1, 0)})[0][0]
+            logits = np.fromfile(case.results / result, "<f4")
+            # float16 sums in float16 here and in float32 there; uint8 makes logits of hundreds.
+            np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=5e-2 if kind == "float16" else 1e-3)
 
     def test_it_runs_on_the_cpu_only(self, case):
         model = case.folder / "model.onnx"
@@ -320,7 +368,7 @@ class TestRun:
         assert case.run().returncode == 0
 
     def test_a_new_run_leaves_nothing_of_an_old_one(self, case):
-        cpp.write_files(case.data, {"owl/extra.jpg": cpp.encode(cpp.picture(40, 40))})
+        cpp.write_files(case.data, {"owl/extra.jpg": encode(draw(40, 40), "JPEG")})
         assert case.run().returncode == 0
         (case.data / "owl" / "extra.jpg").unlink()
         assert case.run().returncode == 0
@@ -343,13 +391,14 @@ class TestRun:
         case.check_results()
 
     def test_broken_images_are_named_and_the_others_classified(self, case):
-        broken = cpp.broken_images()
-        cpp.write_files(case.data, {f"dog/{name}": data for name, (data, _) in broken.items()})
+        broken = {name.replace("bad/", ""): data for name, data in bad_images()}
+        cpp.write_files(case.data, {f"dog/{name}": data for name, data in broken.items()})
         os.mkfifo(case.data / "dog" / "pipe.jpg")
         os.symlink("nowhere.jpg", case.data / "dog" / "dangling.jpg")
         done = case.fails(f"{len(broken) + 2} images could not be used")
-        for name, (_, sentence) in broken.items():
-            assert any(f"dog/{name}: " in line and sentence in line for line in done.stderr.splitlines()), name
+        for name in broken:
+            reason = REASONS.get(name, "")
+            assert any(f"dog/{name}: " in line and reason in line for line in done.stderr.splitlines()), name
         assert "pipe.jpg: it is not a regular file" in done.stderr
         assert "dangling.jpg: there is no such file" in done.stderr
         case.check_results()
@@ -498,12 +547,12 @@ class TestSanitizers:
         for folder, _ in (release, sanitized):
             cpp.check([folder / "tests" / "unit_tests"])
 
-    def test_a_run_on_all_images_good_and_bad(self, sanitized, tmp_path):
+    def test_a_run_on_all_images_good_and_bad(self, sanitized, tmp_path, hard, bad):
         case = Case(tmp_path, sanitized)
-        broken = {f"dog/{name}": data for name, (data, _) in cpp.broken_images().items()}
-        cpp.write_files(case.data, {f"cat/{name}": data for name, data in cpp.hard_images().items()})
-        cpp.write_files(case.data, broken)
-        done = case.fails(f"{len(broken)} images could not be used", "--threads", "3")
+        for folder in (*(hard / "images").iterdir(), bad / "images" / "bad"):
+            if folder.name != "large":
+                os.symlink(folder, case.data / "cat" / folder.name)
+        done = case.fails(f"{len(os.listdir(bad / 'images' / 'bad'))} images could not be used", "--threads", "3")
         assert "Sanitizer" not in done.stderr and "runtime error" not in done.stderr
         assert case.fails("the device was lost", model=self.failing_model(case)).returncode == 1
 
@@ -513,11 +562,11 @@ class TestSanitizers:
         return model
 
     @pytest.mark.slow
-    def test_threads(self, tmp_path):
+    def test_threads(self, tmp_path, hard):
         build = cpp.build("tests-thread", "-DSANITIZE=thread", openvino=False)
         cpp.check([build[0] / "tests" / "unit_tests"])
         case = Case(tmp_path, build)
-        cpp.write_files(case.data, {f"cat/{name}": data for name, data in cpp.hard_images().items()})
+        os.symlink(hard / "images" / "jpeg", case.data / "cat" / "jpeg")
         done = case.run("--threads", "4", "--repeat", "3")
         assert done.returncode == 0, done.stderr
         done = case.fails("the device was lost", "--threads", "4", model=self.failing_model(case))
@@ -618,8 +667,15 @@ class TestScripts:
 
 
 def test_cpp_and_python_list_the_same_images(case):
-    from src.image_folder import read_image_folder
-
+    image = encode(draw(9, 9), "JPEG")
+    deep = "owl/" + "deep/" * 30 + "x.jpg"
+    cpp.write_files(case.data, {name: image for name in ("cat/A.PNG", "cat/a.b.Jpeg", "cat/.hidden/x.jpg", deep)})
+    cpp.write_files(case.data, {name: b"text" for name in ("cat/x.txt", "x.jpg", "dog/folder.jpg/y.jpg")})
+    for target, link in (("cat", "dog/circle"), ("..", "dog/up"), ("dog", "cat/dog"), ("nothing", "owl/nothing")):
+        os.symlink(case.data / target, case.data / link)
     folder = read_image_folder(str(case.data))
-    assert folder.paths == sorted(case.names)
-    assert Path(case.data, folder.paths[0]).is_file()
+    assert deep in folder.paths and "dog/circle/dog/0.jpg" not in folder.paths and "dog/circle/0.jpg" in folder.paths
+    case.run()
+    broken = {"dog/folder.jpg/y.jpg", "cat/dog/folder.jpg/y.jpg"}
+    names = {path.relative_to(case.results).as_posix() for path in case.results.rglob("[!.]*_0.bin")}
+    assert names == {name for path, name in zip(folder.paths, result_names(folder.paths)) if path not in broken}

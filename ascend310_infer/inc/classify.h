@@ -29,7 +29,7 @@ struct RunReport {
 void classify(const Work &work, const Preprocess &preprocess, size_t threads, Engine &engine, ResultFolder &results,
               RunReport &report);
 
-// Times the engine alone: `batches` runs on the input that is there.
+// Times the engine alone, on ready batches: images/s.
 double measure_engine(Engine &engine, size_t batches);
 
 // Writes the timings as text in the model zoo's form (`test_perform_static.txt`) and as JSON (`test_perform_static.json`).

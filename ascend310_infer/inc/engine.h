@@ -32,6 +32,7 @@ struct EngineOptions {
   std::string device_target;  // Ascend or CPU
   int device_id = 0;
   size_t batch_size = 0;  // 0: the model's, or one that suits the engine where the model takes any
+  size_t threads = 0;     // of the engine on a CPU; 0: as many as it likes
 };
 
 // One model on one device. Not for several threads at once.
@@ -41,11 +42,9 @@ class Engine {
 
   virtual const ModelShape &shape() const = 0;
 
-  // Where the next batch goes: shape().batch_size images of shape().image_bytes() bytes. Valid until infer().
-  virtual uint8_t *input() = 0;
-
-  // Runs the whole batch. Returns batch_size rows of num_classes logits, valid until the next call. Throws RunError.
-  virtual const float *infer() = 0;
+  // Runs a whole batch: shape().batch_size images of shape().image_bytes() bytes, one after the other, in memory that is
+  // aligned for float. Returns batch_size rows of num_classes logits, valid until the next call. Throws RunError.
+  virtual const float *infer(const uint8_t *images) = 0;
 };
 
 // The engines built into this program, by name: "mindspore_lite", "openvino".
@@ -67,6 +66,9 @@ std::unique_ptr<Engine> load_openvino(const EngineOptions &options);
 // A batch of any size becomes `wanted_batch`, or `default_batch` where that is 0.
 ModelShape describe_model(const std::string &model_path, PixelType pixel_type, const std::vector<int64_t> &input,
                           size_t wanted_batch, size_t default_batch);
+
+// Which of several outputs are the logits: the one of that name, else the first. Throws RunError if there is none.
+size_t choose_output(const std::string &model_path, const std::vector<std::string> &names);
 
 // The number of classes from the output's dimensions, which must be (batch_size, classes). Throws RunError.
 size_t count_classes(const std::string &model_path, const std::vector<int64_t> &output, size_t batch_size);

@@ -3,9 +3,12 @@
 #define ASCEND310_INFER_RESULTS_H
 
 #include <cstddef>
+#include <exception>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "bounded_queue.h"
 #include "files.h"
 
 class ResultFolder {
@@ -29,6 +32,38 @@ class ResultFolder {
   std::vector<std::string> names_;
   FileDescriptor lock_;
   std::string last_folder_;
+};
+
+// Writes results in a thread of its own, so that the engine need not wait for the disk.
+class ResultWriter {
+ public:
+  // `folder` must outlive it and is its own as long as it lives.
+  explicit ResultWriter(ResultFolder &folder);
+  ResultWriter(const ResultWriter &) = delete;
+  ResultWriter &operator=(const ResultWriter &) = delete;
+  // Writes what was given, unless writing failed; then the rest is lost.
+  ~ResultWriter();
+
+  // Copies rows of `count` logits for the results' numbers `indices`, to be written soon. Throws RunError if an earlier
+  // one could not be written.
+  void write(std::vector<size_t> indices, const float *logits, size_t count);
+
+  // Waits until all is written. Throws RunError if something could not be.
+  void finish();
+
+ private:
+  struct Rows {
+    std::vector<size_t> indices;
+    std::vector<float> logits;
+    size_t count;
+  };
+
+  void work();
+
+  ResultFolder &folder_;
+  BoundedQueue<Rows> queue_;
+  std::exception_ptr failure_;  // read only after the thread's end
+  std::thread thread_;
 };
 
 // What tells one model from another: its file's size and a checksum of its bytes.

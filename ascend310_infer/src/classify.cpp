@@ -3,9 +3,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
@@ -53,54 +53,45 @@ class Progress {
   Clock::time_point last_ = start_;
 };
 
-// Moves samples into the engine's input until the batch is full or nothing is left. Returns the results' numbers.
-std::vector<size_t> fill_batch(DecoderPool &decoders, const Work &work, Engine &engine, RunReport &report) {
-  const ModelShape &shape = engine.shape();
-  uint8_t *input = engine.input();
-  std::vector<size_t> filled;
-  while (filled.size() < shape.batch_size) {
-    const auto sample = decoders.next();
-    if (!sample) break;
-    if (!sample->error.empty()) {
-      std::cerr << "error: " + one_line(sample->error) + "\n" << std::flush;
-      ++report.unusable;
-      continue;
-    }
-    std::memcpy(input + filled.size() * shape.image_bytes(), sample->data(), shape.image_bytes());
-    filled.push_back(work.indices[sample->index]);
-  }
-  // The last batch is rarely full. The rest is what the batch before left, or zeros: its logits are not looked at.
-  return filled;
-}
-
 }  // namespace
 
 void classify(const Work &work, const Preprocess &preprocess, size_t threads, Engine &engine, ResultFolder &results,
               RunReport &report) {
   const Clock::time_point start = Clock::now();
   const ModelShape &shape = engine.shape();
-  // Two batches wait while one is being computed.
-  DecoderPool decoders(work.paths, preprocess, shape.pixel_type, threads, std::max(2 * shape.batch_size, threads));
+  std::atomic<size_t> unusable{0};
+  const auto name_unusable = [&unusable](const std::string &error) {
+    std::cerr << "error: " + one_line(error) + "\n" << std::flush;
+    ++unusable;
+  };
+  // Three things go on at once: decoding ahead, this thread with the engine, and writing behind.
+  ResultWriter writer(results);
+  DecoderPool decoders(work.paths, preprocess, shape, threads, name_unusable);
   Progress progress(work.paths.size());
   size_t done = 0;
-  while (true) {
-    const std::vector<size_t> filled = fill_batch(decoders, work, engine, report);
-    if (filled.empty()) break;
+  while (auto batch = decoders.next()) {
     const Clock::time_point begin = Clock::now();
-    const float *logits = engine.infer();
+    // The last batch is rarely full. What is behind its images are others or zeros, whose logits nobody looks at.
+    const float *logits = engine.infer(batch->images.data());
     report.batch_seconds.push_back(seconds_since(begin));
-    for (size_t i = 0; i < filled.size(); ++i) results.write(filled[i], logits + i * shape.num_classes, shape.num_classes);
-    report.classified += filled.size();
-    done += filled.size();
+    done += batch->positions.size();
+    std::vector<size_t> indices;
+    for (const size_t position : batch->positions) indices.push_back(work.indices[position]);
+    writer.write(std::move(indices), logits, shape.num_classes);
+    decoders.recycle(std::move(*batch));
     progress.update(done);
   }
+  writer.finish();
+  report.classified += done;
+  report.unusable += unusable;
   report.seconds += seconds_since(start);
 }
 
 double measure_engine(Engine &engine, size_t batches) {
-  engine.input();
+  const std::vector<uint8_t> images(engine.shape().batch_size * engine.shape().image_bytes());
+  engine.infer(images.data());
   const Clock::time_point start = Clock::now();
-  for (size_t i = 0; i < batches; ++i) engine.infer();
+  for (size_t i = 0; i < batches; ++i) engine.infer(images.data());
   return static_cast<double>(batches * engine.shape().batch_size) / seconds_since(start);
 }
 

@@ -1,9 +1,11 @@
 #include "decoder_pool.h"
 
 #include <algorithm>
+#include <cstring>
 #include <exception>
 #include <new>
 #include <system_error>
+#include <utility>
 
 #include "errors.h"
 #include "files.h"
@@ -11,56 +13,94 @@
 
 namespace {
 
+constexpr size_t kWaitingBatches = 2;
 // More than any image of kMaxPixels needs.
 constexpr size_t kMaxFileBytes = size_t{1} << 30;
 
 }  // namespace
 
-DecoderPool::DecoderPool(const std::vector<std::string> &paths, const Preprocess &preprocess, PixelType pixel_type,
-                         size_t threads, size_t capacity)
-    : paths_(paths), preprocess_(preprocess), pixel_type_(pixel_type), queue_(capacity) {
+DecoderPool::DecoderPool(const std::vector<std::string> &paths, const Preprocess &preprocess, const ModelShape &shape,
+                         size_t threads, std::function<void(const std::string &)> on_error)
+    : paths_(paths), preprocess_(preprocess), shape_(shape), on_error_(std::move(on_error)), full_(kWaitingBatches) {
   threads = std::min(threads, paths.size());
-  if (threads == 0) queue_.close();  // nobody else would
   working_ = threads;
+  if (threads == 0) full_.close();  // nobody else would
   try {
     for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
   } catch (const std::system_error &) {
     if (threads_.empty()) throw RunError("the system allows no more threads");
-    // Fewer threads do the same work; the missing ones count as done. The last of all closes the queue.
-    const size_t missing = threads - threads_.size();
-    if (working_.fetch_sub(missing) == missing) queue_.close();
+    finish(threads - threads_.size());  // fewer threads do the same work
   }
 }
 
 DecoderPool::~DecoderPool() {
-  queue_.close();
+  full_.close();
   for (std::thread &thread : threads_) thread.join();
 }
 
 void DecoderPool::work() {
-  for (size_t index = next_++; index < paths_.size(); index = next_++) {
-    if (!queue_.push(decode(index))) break;
+  std::vector<uint8_t> image(shape_.image_bytes());
+  for (size_t position = next_++; position < paths_.size(); position = next_++) {
+    const std::string error = decode(paths_[position], image);
+    if (error.empty()) {
+      if (!add(position, image)) break;
+    } else {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      on_error_(error);
+    }
   }
-  if (working_.fetch_sub(1) == 1) queue_.close();
+  finish(1);
 }
 
-Sample DecoderPool::decode(size_t index) const {
-  Sample sample;
-  sample.index = index;
-  const std::string &path = paths_[index];
+std::string DecoderPool::decode(const std::string &path, std::vector<uint8_t> &target) const {
   try {
     const std::vector<uint8_t> data = read_file(path, kMaxFileBytes);
-    Image crop = crop_for_evaluation(decode_image(data.data(), data.size(), path), preprocess_, path);
-    if (pixel_type_ == PixelType::kUint8Nhwc) {
-      sample.pixels = std::move(crop.pixels);
+    const Image crop = crop_for_evaluation(decode_image(data.data(), data.size(), path), preprocess_, path);
+    if (shape_.pixel_type == PixelType::kUint8Nhwc) {
+      std::copy(crop.pixels.begin(), crop.pixels.end(), target.begin());
     } else {
-      sample.values.resize(crop.pixels.size());
-      normalise(crop, preprocess_, sample.values.data());
+      // Memory from new[] is aligned for every type.
+      normalise(crop, preprocess_, reinterpret_cast<float *>(target.data()));
     }
   } catch (const std::bad_alloc &) {
-    sample.error = path + ": there is not enough memory to decode it";
+    return path + ": there is not enough memory to decode it";
   } catch (const std::exception &error) {
-    sample.error = error.what();
+    return error.what();
   }
-  return sample;
+  return {};
+}
+
+bool DecoderPool::add(size_t position, const std::vector<uint8_t> &image) {
+  // Held also while a full batch waits for room: the other threads have nothing to do then either.
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (open_.positions.empty()) open_.images = take_memory();
+  std::memcpy(open_.images.data() + open_.positions.size() * image.size(), image.data(), image.size());
+  open_.positions.push_back(position);
+  return open_.positions.size() < shape_.batch_size || full_.push(std::exchange(open_, {}));
+}
+
+std::vector<uint8_t> DecoderPool::take_memory() {
+  {
+    const std::lock_guard<std::mutex> lock(spare_mutex_);
+    if (!spare_.empty()) {
+      std::vector<uint8_t> memory = std::move(spare_.back());
+      spare_.pop_back();
+      return memory;
+    }
+  }
+  return std::vector<uint8_t>(shape_.batch_size * shape_.image_bytes());
+}
+
+void DecoderPool::recycle(Batch batch) {
+  // Not under mutex_: its holder may be waiting for the caller to take a batch.
+  const std::lock_guard<std::mutex> lock(spare_mutex_);
+  spare_.push_back(std::move(batch.images));
+}
+
+void DecoderPool::finish(size_t threads) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  working_ -= threads;
+  if (working_ > 0) return;
+  if (!open_.positions.empty()) full_.push(std::exchange(open_, {}));
+  full_.close();
 }

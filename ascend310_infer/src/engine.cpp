@@ -73,6 +73,12 @@ ModelShape describe_model(const std::string &model_path, PixelType pixel_type, c
   return shape;
 }
 
+size_t choose_output(const std::string &model_path, const std::vector<std::string> &names) {
+  if (names.empty()) throw RunError(model_path + ": it has no output");
+  const auto found = std::find(names.begin(), names.end(), "logits");
+  return found == names.end() ? 0 : static_cast<size_t>(found - names.begin());
+}
+
 size_t count_classes(const std::string &model_path, const std::vector<int64_t> &output, size_t batch_size) {
   if (output.size() != 2 || output[0] != static_cast<int64_t>(batch_size) || output[1] < 1) {
     throw RunError(model_path + ": its output has the shape " + dimensions(output) + ", not (" +

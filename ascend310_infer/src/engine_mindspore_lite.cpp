@@ -5,6 +5,8 @@
 #include <include/api/status.h>
 #include <include/api/types.h>
 
+#include <cstring>
+
 #include "engine.h"
 #include "errors.h"
 
@@ -25,6 +27,7 @@ std::shared_ptr<mindspore::Context> make_context(const EngineOptions &options) {
     context->MutableDeviceInfo().push_back(device);
   } else {
     context->MutableDeviceInfo().push_back(std::make_shared<mindspore::CPUDeviceInfo>());
+    if (options.threads > 0) context->SetThreadNum(static_cast<int32_t>(options.threads));
   }
   return context;
 }
@@ -56,25 +59,30 @@ class MindSporeLiteEngine : public Engine {
       throw RunError(model_path_ + ": MindSpore Lite made room for " + std::to_string(inputs_[0].DataSize()) +
                      " bytes of input, expected " + std::to_string(shape_.batch_size * shape_.image_bytes()));
     }
-    // The output's shape is known for certain only after a run; this one also takes the start-up out of the timings.
-    infer_once();
-    shape_.num_classes = count_classes(model_path_, outputs_[0].Shape(), shape_.batch_size);
+    // The outputs are known for certain only after a run; this one also takes the start-up out of the timings.
+    std::memset(input(), 0, inputs_[0].DataSize());
+    predict();
+    std::vector<std::string> names;
+    for (const auto &output : outputs_) names.push_back(output.Name());
+    logits_position_ = choose_output(model_path_, names);
+    const mindspore::MSTensor &logits = outputs_[logits_position_];
+    if (logits.DataType() != mindspore::DataType::kNumberTypeFloat32) {
+      throw RunError(model_path_ + ": its output is not float32 (MindSpore's type " +
+                     std::to_string(static_cast<int>(logits.DataType())) + ")");
+    }
+    shape_.num_classes = count_classes(model_path_, logits.Shape(), shape_.batch_size);
   }
 
   const ModelShape &shape() const override { return shape_; }
 
-  uint8_t *input() override {
-    auto *data = static_cast<uint8_t *>(inputs_[0].MutableData());
-    if (data == nullptr) throw RunError("MindSpore Lite gives no memory for the input");
-    return data;
-  }
-
-  const float *infer() override {
-    infer_once();
+  const float *infer(const uint8_t *images) override {
+    std::memcpy(input(), images, shape_.batch_size * shape_.image_bytes());
+    predict();
+    const mindspore::MSTensor &logits = outputs_.at(logits_position_);
     // Data() brings the logits to the host where they are on the device, and is kept as long as they are read.
-    logits_ = outputs_[0].Data();
-    if (logits_ == nullptr || outputs_[0].DataSize() != shape_.batch_size * shape_.num_classes * sizeof(float)) {
-      throw RunError("MindSpore Lite gave " + std::to_string(outputs_[0].DataSize()) + " bytes of logits");
+    logits_ = logits.Data();
+    if (logits_ == nullptr || logits.DataSize() != shape_.batch_size * shape_.num_classes * sizeof(float)) {
+      throw RunError("MindSpore Lite gave " + std::to_string(logits.DataSize()) + " bytes of logits");
     }
     return static_cast<const float *>(logits_.get());
   }
@@ -93,20 +101,24 @@ class MindSporeLiteEngine : public Engine {
     inputs_ = model_.GetInputs();
   }
 
-  void infer_once() {
-    input();  // the memory must exist before the first run, filled or not
+  uint8_t *input() {
+    auto *data = static_cast<uint8_t *>(inputs_[0].MutableData());
+    if (data == nullptr) throw RunError("MindSpore Lite gives no memory for the input");
+    return data;
+  }
+
+  void predict() {
+    // Tensors that are there already would be taken for memory that the results are to be written to.
+    outputs_.clear();
     const auto done = model_.Predict(inputs_, &outputs_);
     if (done != mindspore::kSuccess) throw RunError("MindSpore Lite failed: " + describe(done));
-    if (outputs_.size() != 1 || outputs_[0].DataType() != mindspore::DataType::kNumberTypeFloat32) {
-      throw RunError(model_path_ + ": it has " + std::to_string(outputs_.size()) +
-                     " outputs; expected one, of type float32");
-    }
   }
 
   std::string model_path_;
   mindspore::Model model_;
   std::vector<mindspore::MSTensor> inputs_;
   std::vector<mindspore::MSTensor> outputs_;
+  size_t logits_position_ = 0;
   std::shared_ptr<const void> logits_;
   ModelShape shape_;
 };

@@ -27,20 +27,8 @@ std::string shorten(const std::string &message) {
 class OpenVinoEngine : public Engine {
  public:
   explicit OpenVinoEngine(const EngineOptions &options) {
-    const auto model = core_.read_model(options.model_path);
-    if (model->inputs().size() != 1 || model->outputs().size() != 1) {
-      throw RunError(options.model_path + ": it has " + std::to_string(model->inputs().size()) + " inputs and " +
-                     std::to_string(model->outputs().size()) + " outputs, not one of each");
-    }
+    const auto model = prepare(core_.read_model(options.model_path), options.model_path);
     const ov::Output<ov::Node> input = model->input();
-    if (input.get_element_type() != ov::element::f32 && input.get_element_type() != ov::element::u8) {
-      throw RunError(options.model_path + ": its input is of type " + input.get_element_type().get_type_name() +
-                     ", not float32 or uint8");
-    }
-    if (model->output().get_element_type() != ov::element::f32) {
-      throw RunError(options.model_path + ": its output is of type " +
-                     model->output().get_element_type().get_type_name() + ", not float32");
-    }
     const bool planes = input.get_element_type() == ov::element::f32;
     shape_ = describe_model(options.model_path, planes ? PixelType::kFloat32Nchw : PixelType::kUint8Nhwc,
                             dimensions(input.get_partial_shape()), options.batch_size, kDefaultBatch);
@@ -50,17 +38,20 @@ class OpenVinoEngine : public Engine {
     shape_.num_classes = count_classes(options.model_path, dimensions(model->output().get_partial_shape()),
                                        shape_.batch_size);
     // float32 also where the processor has bfloat16: the logits are compared with MindSpore's.
-    request_ = core_.compile_model(model, "CPU", ov::hint::inference_precision(ov::element::f32),
-                                   ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY))
-                   .create_infer_request();
+    ov::AnyMap settings{ov::hint::inference_precision(ov::element::f32),
+                        ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY)};
+    if (options.threads > 0) settings.insert(ov::inference_num_threads(static_cast<int>(options.threads)));
+    request_ = core_.compile_model(model, "CPU", settings).create_infer_request();
+    input_type_ = model->input().get_element_type();
+    input_shape_ = model->input().get_shape();
   }
 
   const ModelShape &shape() const override { return shape_; }
 
-  uint8_t *input() override { return static_cast<uint8_t *>(request_.get_input_tensor().data()); }
-
-  const float *infer() override {
+  const float *infer(const uint8_t *images) override {
     try {
+      // Read where it lies. OpenVINO does not write to inputs, its interface only has no type that says so.
+      request_.set_input_tensor(ov::Tensor(input_type_, input_shape_, const_cast<uint8_t *>(images)));
       request_.infer();
     } catch (const ov::Exception &error) {
       throw RunError("OpenVINO failed: " + shorten(error.what()));
@@ -69,8 +60,34 @@ class OpenVinoEngine : public Engine {
   }
 
  private:
+  // Checks the input's type and leaves the logits as the only output; float16 at either end becomes float32.
+  static std::shared_ptr<ov::Model> prepare(const std::shared_ptr<ov::Model> &read, const std::string &path) {
+    if (read->inputs().size() != 1) {
+      throw RunError(path + ": it has " + std::to_string(read->inputs().size()) + " inputs, not one");
+    }
+    std::vector<std::string> names;
+    for (const auto &output : read->outputs()) names.push_back(output.get_names().empty() ? "" : output.get_any_name());
+    const size_t logits = choose_output(path, names);
+    const auto model = std::make_shared<ov::Model>(ov::OutputVector{read->output(logits)}, read->get_parameters());
+    for (const auto &[what, type] : {std::pair("input", model->input().get_element_type()),
+                                     std::pair("output", model->output().get_element_type())}) {
+      const bool image = what == std::string("input") && type == ov::element::u8;
+      if (type == ov::element::f32 || type == ov::element::f16 || image) continue;
+      throw RunError(path + ": its " + what + " is of type " + type.get_type_name() + ", not float32" +
+                     (what == std::string("input") ? " or uint8" : ""));
+    }
+    ov::preprocess::PrePostProcessor steps(model);
+    if (model->input().get_element_type() == ov::element::f16) {
+      steps.input().tensor().set_element_type(ov::element::f32);
+    }
+    steps.output().tensor().set_element_type(ov::element::f32);
+    return steps.build();
+  }
+
   ov::Core core_;
   ov::InferRequest request_;
+  ov::element::Type input_type_;
+  ov::Shape input_shape_;
   ModelShape shape_;
 };
 

@@ -8,6 +8,7 @@
 #include <memory>
 #include <set>
 #include <unordered_map>
+#include <utility>
 
 #include "errors.h"
 
@@ -15,31 +16,37 @@ namespace {
 
 const std::set<std::string> kSuffixes{".jpg",  ".jpeg", ".png", ".bmp", ".webp",
                                       ".gif", ".tif",  ".tiff", ".ppm", ".pgm"};
-// Deep enough for every data set, and an end for symbolic links that lead in a circle.
-constexpr int kMaxDepth = 16;
 
 struct CloseFolder {
   void operator()(DIR *folder) const { ::closedir(folder); }
 };
 
-// The names in a folder, hidden ones left out. Throws RunError.
-std::vector<std::string> list_names(const std::string &path) {
-  const std::unique_ptr<DIR, CloseFolder> folder(::opendir(path.c_str()));
-  if (!folder) throw RunError(describe_errno(errno, path));
-  std::vector<std::string> names;
-  errno = 0;
-  while (const dirent *entry = ::readdir(folder.get())) {
-    if (entry->d_name[0] != '.') names.emplace_back(entry->d_name);
-    errno = 0;
-  }
-  if (errno != 0) throw RunError(describe_errno(errno, path));
-  return names;
-}
+struct Entry {
+  std::string name;
+  bool is_folder;  // or a link to one; a link to nothing is none
+};
 
-// Whether the path is a folder or a link to one; a link to nothing is none.
 bool is_folder(const std::string &path) {
   struct stat status {};
   return ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
+}
+
+// What is in a folder, hidden names left out. Throws RunError.
+std::vector<Entry> list_folder(const std::string &path) {
+  const std::unique_ptr<DIR, CloseFolder> folder(::opendir(path.c_str()));
+  if (!folder) throw RunError(describe_errno(errno, path));
+  std::vector<Entry> entries;
+  errno = 0;
+  while (const dirent *entry = ::readdir(folder.get())) {
+    if (entry->d_name[0] != '.') {
+      const bool certain = entry->d_type == DT_REG || entry->d_type == DT_DIR;
+      const bool below = certain ? entry->d_type == DT_DIR : is_folder(path + "/" + entry->d_name);
+      entries.push_back({entry->d_name, below});
+    }
+    errno = 0;
+  }
+  if (errno != 0) throw RunError(describe_errno(errno, path));
+  return entries;
 }
 
 size_t find_suffix(const std::string &path) {
@@ -56,16 +63,26 @@ bool is_image_name(const std::string &name) {
   return kSuffixes.count(suffix) > 0;
 }
 
-void list_images(const std::string &folder, const std::string &prefix, int depth, std::vector<std::string> &found) {
-  for (const std::string &name : list_names(folder)) {
-    const std::string path = folder + "/" + name;
-    const bool below = is_folder(path);
-    if (is_image_name(name) && !below) {
-      found.push_back(prefix + "/" + name);
-    } else if (depth > 0 && below) {
-      list_images(path, prefix + "/" + name, depth - 1, found);
+// What tells a folder from all others, whatever links lead to it.
+using Identity = std::pair<dev_t, ino_t>;
+
+// Adds the images below a folder, each path beginning with `prefix`. A link back to one of the folders `above` is passed
+// over.
+void list_images(const std::string &folder, const std::string &prefix, std::vector<Identity> &above,
+                 std::vector<std::string> &found) {
+  struct stat status {};
+  if (::stat(folder.c_str(), &status) != 0) throw RunError(describe_errno(errno, folder));
+  const Identity here(status.st_dev, status.st_ino);
+  if (std::find(above.begin(), above.end(), here) != above.end()) return;
+  above.push_back(here);
+  for (const Entry &entry : list_folder(folder)) {
+    if (entry.is_folder) {
+      list_images(folder + "/" + entry.name, prefix + "/" + entry.name, above, found);
+    } else if (is_image_name(entry.name)) {
+      found.push_back(prefix + "/" + entry.name);
     }
   }
+  above.pop_back();
 }
 
 }  // namespace
@@ -78,8 +95,8 @@ ImageFolder read_image_folder(const std::string &root) {
   if (!S_ISDIR(status.st_mode)) throw RunError(root + ": it is a file, not a folder of class folders");
   ImageFolder result;
   result.root = root;
-  for (const std::string &name : list_names(root)) {
-    if (is_folder(root + "/" + name)) result.classes.push_back(name);
+  for (const Entry &entry : list_folder(root)) {
+    if (entry.is_folder) result.classes.push_back(entry.name);
   }
   // Bytes of UTF-8 sort as code points do, which is Python's order.
   std::sort(result.classes.begin(), result.classes.end());
@@ -88,7 +105,8 @@ ImageFolder read_image_folder(const std::string &root) {
   }
   for (const std::string &name : result.classes) {
     std::vector<std::string> found;
-    list_images(root + "/" + name, name, kMaxDepth, found);
+    std::vector<Identity> above{{status.st_dev, status.st_ino}};
+    list_images(root + "/" + name, name, above, found);
     std::sort(found.begin(), found.end());
     result.paths.insert(result.paths.end(), found.begin(), found.end());
   }

@@ -40,6 +40,8 @@ std::optional<Options> parse_options(int argc, char **argv) {
       ->check(CLI::IsMember({"mindspore_lite", "openvino"}));
   app.add_option("--batch_size", options.engine.batch_size, "images at once (default: what the model was exported for)")
       ->check(CLI::Range(1, 65536));
+  app.add_option("--engine_threads", options.engine.threads, "the engine's threads on a CPU (default: as it likes)")
+      ->check(CLI::Range(1, 1024));
   app.add_option("--threads", options.threads, "decoder threads (default: one for each processor)")
       ->check(CLI::Range(1, 1024));
   app.add_option("--result_path", options.result_path, "folder for the result files");

@@ -16,6 +16,7 @@ namespace {
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "result files are little-endian");
 
+constexpr size_t kWaitingBatches = 2;
 constexpr char kModelFile[] = "/.model";  // hidden, so that it is no result
 
 bool ends_with(const std::string &text, const std::string &ending) {
@@ -89,6 +90,38 @@ void ResultFolder::write(size_t index, const float *logits, size_t count) {
     last_folder_ = folder;
   }
   write_file_atomically(path, logits, count * sizeof(float));
+}
+
+ResultWriter::ResultWriter(ResultFolder &folder)
+    : folder_(folder), queue_(kWaitingBatches), thread_([this] { work(); }) {}
+
+ResultWriter::~ResultWriter() {
+  queue_.close();
+  if (thread_.joinable()) thread_.join();
+}
+
+void ResultWriter::write(std::vector<size_t> indices, const float *logits, size_t count) {
+  std::vector<float> copy(logits, logits + indices.size() * count);
+  if (!queue_.push({std::move(indices), std::move(copy), count})) finish();
+}
+
+void ResultWriter::finish() {
+  queue_.close();
+  if (thread_.joinable()) thread_.join();
+  if (failure_) std::rethrow_exception(failure_);
+}
+
+void ResultWriter::work() {
+  try {
+    while (const auto rows = queue_.pop()) {
+      for (size_t i = 0; i < rows->indices.size(); ++i) {
+        folder_.write(rows->indices[i], rows->logits.data() + i * rows->count, rows->count);
+      }
+    }
+  } catch (...) {
+    failure_ = std::current_exception();
+    queue_.close();
+  }
 }
 
 std::string identify_model(const std::string &model_path) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <string>
 #include <thread>
 #include <vector>
@@ -12,8 +13,10 @@
 #include "classify.h"
 #include "decoder_pool.h"
 #include "errors.h"
+#include "files.h"
 #include "image_folder.h"
 #include "model_info.h"
+#include "results.h"
 
 TEST(BoundedQueue, EveryItemArrivesOnceFromManyThreads) {
   BoundedQueue<int> queue(3);
@@ -49,20 +52,89 @@ TEST(BoundedQueue, HoldsBackWhoIsTooFast) {
   EXPECT_FALSE(queue.pop().has_value());
 }
 
+ModelShape small_batches() {
+  ModelShape shape;
+  shape.batch_size = 4;
+  shape.image_size = 8;
+  return shape;
+}
+
+const Preprocess kSmall{8, 8, Interpolation::kBicubic, {127.5F, 127.5F, 127.5F}, {127.5F, 127.5F, 127.5F}};
+
+// A PNG of one grey pixel, by hand: signature, IHDR, IDAT, IEND.
+std::string write_image() {
+  const std::string bytes(
+      "\x89PNG\r\n\x1a\n"
+      "\0\0\0\x0dIHDR\0\0\0\1\0\0\0\1\x08\0\0\0\0\x3a\x7e\x9b\x55"
+      "\0\0\0\x0aIDAT\x78\x9c\x63\x68\x02\0\0\x84\0\x83\xd0\x86\xce#"
+      "\0\0\0\0IEND\xae\x42\x60\x82",
+      67);
+  const std::string path = testing::TempDir() + "grey.png";
+  write_file_atomically(path, bytes.data(), bytes.size());
+  return path;
+}
+
+TEST(DecoderPool, GivesFullBatchesAndEveryImageOnce) {
+  std::vector<std::string> paths(30, write_image());
+  for (const size_t missing : {0, 7, 8, 29}) paths[missing] = "/nonexistent/image.jpg";
+  std::vector<std::string> errors;
+  DecoderPool decoders(paths, kSmall, small_batches(), 3, [&](const std::string &error) { errors.push_back(error); });
+  std::vector<size_t> seen;
+  while (auto batch = decoders.next()) {
+    EXPECT_EQ(batch->positions.size(), seen.size() < 24 ? 4U : 2U);
+    ASSERT_EQ(batch->images.size(), 4U * 8 * 8 * 3 * sizeof(float));
+    float value = 0;
+    std::memcpy(&value, batch->images.data(), sizeof(value));
+    EXPECT_EQ(value, (130 - 127.5F) / 127.5F);
+    seen.insert(seen.end(), batch->positions.begin(), batch->positions.end());
+    decoders.recycle(std::move(*batch));
+  }
+  std::sort(seen.begin(), seen.end());
+  ASSERT_EQ(seen.size(), 26U);
+  EXPECT_EQ(std::adjacent_find(seen.begin(), seen.end()), seen.end());
+  ASSERT_EQ(errors.size(), 4U);
+  EXPECT_EQ(errors[0], "/nonexistent/image.jpg: there is no such file or directory");
+}
+
 TEST(DecoderPool, StopsWhenNobodyTakesTheRest) {
-  const std::vector<std::string> paths(1000, "/nonexistent/image.jpg");
-  DecoderPool decoders(paths, Preprocess{}, PixelType::kFloat32Nchw, 3, 2);
-  const auto sample = decoders.next();
-  ASSERT_TRUE(sample.has_value());
-  EXPECT_EQ(sample->error, "/nonexistent/image.jpg: there is no such file or directory");
+  const std::vector<std::string> paths(1000, write_image());
+  DecoderPool decoders(paths, kSmall, small_batches(), 3, [](const std::string &) {});
+  EXPECT_TRUE(decoders.next().has_value());
 }
 
 TEST(DecoderPool, EndsWhenThereIsNothingToDo) {
-  const std::vector<std::string> paths;
+  const std::vector<std::string> none;
+  const std::vector<std::string> missing(5, "/nonexistent/image.jpg");
   for (const size_t threads : {0, 1, 3}) {
-    DecoderPool decoders(paths, Preprocess{}, PixelType::kFloat32Nchw, threads, 2);
-    EXPECT_FALSE(decoders.next().has_value());
+    DecoderPool idle(none, kSmall, small_batches(), threads, [](const std::string &) {});
+    EXPECT_FALSE(idle.next().has_value());
   }
+  DecoderPool decoders(missing, kSmall, small_batches(), 2, [](const std::string &) {});
+  EXPECT_FALSE(decoders.next().has_value());
+}
+
+TEST(ResultWriter, WritesEverythingAndReportsWhatItCannot) {
+  const std::string root = testing::TempDir() + "results";
+  const float logits[4] = {1, 2, 3, 4};
+  ResultFolder folder(root, {"a/1_0.bin", "b/2_0.bin", "blocked/3_0.bin"});
+  {
+    ResultWriter writer(folder);
+    writer.write({0, 1}, logits, 2);
+  }
+  EXPECT_EQ(read_file(root + "/a/1_0.bin", 100).size(), 8U);
+  const auto second = read_file(root + "/b/2_0.bin", 100);
+  EXPECT_EQ(std::memcmp(second.data(), logits + 2, 8), 0);
+  write_file_atomically(root + "/blocked", logits, 4);
+  ResultWriter writer(folder);
+  writer.write({2}, logits, 2);
+  EXPECT_THROW(writer.finish(), RunError);
+  EXPECT_THROW(writer.write({0}, logits, 2), RunError);
+}
+
+TEST(ChooseOutput, IsTheLogitsElseTheFirst) {
+  EXPECT_EQ(choose_output("m", {"probabilities", "logits"}), 1U);
+  EXPECT_EQ(choose_output("m", {"head/BiasAdd", "softmax"}), 0U);
+  EXPECT_THROW(choose_output("m", {}), RunError);
 }
 
 TEST(OneLine, ShowsWhatATerminalCannotAsHexadecimal) {

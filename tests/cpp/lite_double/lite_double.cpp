@@ -10,6 +10,7 @@
 //   classes 10
 //   fail_at 7                    (optional: the seventh run of a batch reports a failure)
 //   milliseconds 20              (optional: how long a run takes at least)
+//   probabilities 1              (optional: another output of the same shape, all zeros, before the logits)
 //
 // There are two Ascend devices, 0 and 1.
 
@@ -50,12 +51,15 @@ std::string write_shape(const std::vector<int64_t> &shape) {
 }  // namespace
 
 struct MSTensor::Impl {
+  std::string name;
   enum DataType type = DataType::kTypeUnknown;
   std::vector<int64_t> shape;
   std::vector<uint8_t> data;
 };
 
 MSTensor::MSTensor(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+std::string MSTensor::Name() const { return impl_->name; }
+Format MSTensor::format() const { return impl_->type == DataType::kNumberTypeUInt8 ? NHWC : NCHW; }
 enum DataType MSTensor::DataType() const { return impl_->type; }
 const std::vector<int64_t> &MSTensor::Shape() const { return impl_->shape; }
 size_t MSTensor::DataSize() const { return count_bytes(impl_->type, impl_->shape); }
@@ -72,6 +76,7 @@ struct Model::Impl {
   int fail_at = 0;
   int runs = 0;
   int milliseconds = 0;
+  int probabilities = 0;
 };
 
 Model::Model() : impl_(std::make_unique<Impl>()) { note("Model"); }
@@ -83,6 +88,7 @@ Status Model::Build(const std::string &model_path, ModelType model_type, const s
   if (context == nullptr || context->MutableDeviceInfo().size() != 1) return fail("expected one device");
   const auto device = context->MutableDeviceInfo().front();
   std::string where = "CPU";
+  if (context->GetThreadNum() > 0) where += " with " + std::to_string(context->GetThreadNum()) + " threads";
   if (const auto ascend = std::dynamic_pointer_cast<AscendDeviceInfo>(device)) {
     if (ascend->GetDeviceID() >= kAscendDevices) {
       return fail("there is no Ascend device " + std::to_string(ascend->GetDeviceID()));
@@ -107,6 +113,8 @@ Status Model::Build(const std::string &model_path, ModelType model_type, const s
       file >> impl_->fail_at;
     } else if (word == "milliseconds") {
       file >> impl_->milliseconds;
+    } else if (word == "probabilities") {
+      file >> impl_->probabilities;
     }
   }
   impl_->built = true;
@@ -136,6 +144,7 @@ Status Model::Resize(const std::vector<MSTensor> &inputs, const std::vector<std:
 Status Model::Predict(const std::vector<MSTensor> &inputs, std::vector<MSTensor> *outputs) {
   if (!impl_->built) return fail("Predict before Build");
   if (inputs.size() != 1 || outputs == nullptr) return fail("Predict of " + std::to_string(inputs.size()) + " inputs");
+  if (!outputs->empty()) return fail("Predict with outputs: their memory would be written to");
   const MSTensor::Impl &input = *inputs[0].impl_;
   const size_t size = count_bytes(input.type, input.shape);
   if (size == 0) return fail("Predict with a dimension that is not known");
@@ -144,10 +153,15 @@ Status Model::Predict(const std::vector<MSTensor> &inputs, std::vector<MSTensor>
 
   std::this_thread::sleep_for(std::chrono::milliseconds(impl_->milliseconds));
   const int64_t batch = input.shape[0];
-  auto output = std::make_shared<MSTensor::Impl>();
-  output->type = DataType::kNumberTypeFloat32;
-  output->shape = {batch, impl_->classes};
-  output->data.resize(static_cast<size_t>(batch * impl_->classes) * sizeof(float));
+  const auto make_output = [&](const char *name) {
+    auto made = std::make_shared<MSTensor::Impl>();
+    made->name = name;
+    made->type = DataType::kNumberTypeFloat32;
+    made->shape = {batch, impl_->classes};
+    made->data.resize(static_cast<size_t>(batch * impl_->classes) * sizeof(float));
+    return made;
+  };
+  const auto output = make_output(impl_->probabilities ? "logits" : "Default/head/BiasAdd-op7");
   auto *logits = reinterpret_cast<float *>(output->data.data());
   const auto *floats = reinterpret_cast<const float *>(input.data.data());
   const bool bytes = input.type == DataType::kNumberTypeUInt8;
@@ -162,7 +176,8 @@ Status Model::Predict(const std::vector<MSTensor> &inputs, std::vector<MSTensor>
       logits[n * impl_->classes + c] = static_cast<float>(sum);
     }
   }
-  *outputs = {MSTensor(output)};
+  if (impl_->probabilities) outputs->emplace_back(make_output("probabilities"));
+  outputs->emplace_back(output);
   note("Predict " + write_shape(input.shape));
   return kSuccess;
 }

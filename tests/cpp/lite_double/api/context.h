@@ -33,9 +33,12 @@ class AscendDeviceInfo : public DeviceInfoContext {
 
 class Context {
  public:
+  void SetThreadNum(int32_t thread_num) { threads_ = thread_num; }
+  int32_t GetThreadNum() const { return threads_; }
   std::vector<std::shared_ptr<DeviceInfoContext>> &MutableDeviceInfo() { return devices_; }
 
  private:
+  int32_t threads_ = 0;
   std::vector<std::shared_ptr<DeviceInfoContext>> devices_;
 };
 

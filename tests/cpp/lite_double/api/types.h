@@ -5,9 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "include/api/data_type.h"
+#include "mindapi/base/format.h"
 
 namespace mindspore {
 
@@ -17,11 +19,13 @@ class MSTensor {
  public:
   struct Impl;
   explicit MSTensor(std::shared_ptr<Impl> impl);
+  std::string Name() const;
   enum DataType DataType() const;
   const std::vector<int64_t> &Shape() const;
   std::shared_ptr<const void> Data() const;
   void *MutableData();
   size_t DataSize() const;
+  Format format() const;
 
  private:
   friend class Model;
