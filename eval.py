@@ -14,7 +14,7 @@ from tqdm import tqdm
 from src.checkpoint import Checkpoint, build_network, load_weights, read_checkpoint
 from src.cli import UsageError, parse_bool, run_cli
 from src.config import Config, add_parameters, create_parser, take_parameters
-from src.dataset import create_dataset
+from src.dataset import BadImages, create_dataset
 from src.evaluation import evaluate
 from src.image_folder import ImageFolder, read_image_folder
 
@@ -33,6 +33,8 @@ def parse_arguments(argv=None):
     # Training has a parameter of this name, which means another thing.
     averaged = {"dest": "averaged", "metavar": "USE_EMA", "type": parse_bool, "default": True}
     parser.add_argument("--use_ema", **averaged, help="take averaged weights where the file has them")
+    bad = "leave out images that cannot be decoded, instead of counting them as wrong"
+    parser.add_argument("--skip_bad_images", action="store_true", help=bad)
     add_parameters(parser, SHARED)
     arguments = parser.parse_args(argv)
     parameters = take_parameters(arguments)
@@ -72,7 +74,10 @@ def main(argv=None) -> int:
     batch_size = parameters.batch_size
     if device.target == "CPU" and "batch_size" not in parameters.given:
         batch_size = CPU_BATCH_SIZE
-    dataset = create_dataset(folder, False, batch_size, preprocess=info.preprocess, num_workers=parameters.num_workers)
+    bad = BadImages(len(folder), skip=arguments.skip_bad_images)
+    dataset = create_dataset(
+        folder, False, batch_size, preprocess=info.preprocess, num_workers=parameters.num_workers, bad=bad
+    )
     kind = "averaged" if averaged else "raw"
     print(
         f"device: {device.describe()}; {len(folder)} images in {len(folder.classes)} classes; {kind} weights",
@@ -81,6 +86,8 @@ def main(argv=None) -> int:
     smoothing = parameters.label_smooth_factor if parameters.use_label_smooth else 0.0
     with tqdm(total=len(folder), unit="image", disable=None) as bar:
         score = evaluate(network, dataset.create_tuple_iterator(num_epochs=1, output_numpy=True), smoothing, bar.update)
+    if len(bad):
+        print(f"images that cannot be decoded: {len(bad)}, {'left out' if bad.skip else 'counted as wrong'}")
     print(f"result: {score.as_result()} ckpt= {arguments.checkpoint_path}", flush=True)
     return 0
 
