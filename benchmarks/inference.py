@@ -19,6 +19,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -63,13 +64,16 @@ def main(argv=None) -> None:
         bench.check_same_logits()
         rates: dict[str, list[float]] = {}
         latencies: dict[str, list[float]] = {}
+        starts, peaks = [], []
         for number in range(arguments.rounds):
             for name, measure in bench.rates().items():
                 rates.setdefault(name, []).append(measure())
             for name, call in bench.latencies().items():
                 latencies.setdefault(name, []).extend(time_calls(call, arguments.images))
+            starts.append(run_program(files["ours"], bench.images.paths[0])[0])
+            peaks.append(run_program(files["ours"], files["images"])[1])
             print(f"round {number + 1} of {arguments.rounds}: ours {rates['ours'][-1]:.1f} images/s", flush=True)
-    report(rates, latencies, bench.cores)
+    report(rates, latencies, statistics.median(starts), statistics.median(peaks), bench.cores)
 
 
 # The files
@@ -291,10 +295,29 @@ def time_calls(call: Callable[[], object], times: int) -> list[float]:
     return [1e3 * time_of(call) for _ in range(times)]
 
 
+def run_program(onnx_path: str, image: str) -> tuple[float, float]:
+    """Seconds and peak resident MB (of 2**20 bytes) of a process of infer_onnx.py on an image or a folder of them.
+
+    Raises:
+        RunError: if it failed.
+    """
+    # getrusage would still count the size of this process, from before the other program began.
+    code = "import sys, infer_onnx; infer_onnx.main(sys.argv[1:]); print(open('/proc/self/status').read())"
+    command = [sys.executable, "-c", code, "--onnx_path", onnx_path, "--device_target", "CPU", "--image", image]
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT})
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise RunError(f"infer_onnx.py failed: {done.stderr}")
+    return seconds, int(re.search(r"VmHWM:\s*(\d+) kB", done.stdout)[1]) / 1024
+
+
 # What came out
 
 
-def report(rates: dict[str, list[float]], latencies: dict[str, list[float]], cores: int) -> None:
+def report(
+    rates: dict[str, list[float]], latencies: dict[str, list[float]], start: float, peak: float, cores: int
+) -> None:
     """Print the tables and the line of JSON."""
     pairs = zip(rates["prepare, 1 core"], rates["network, 1 core"])
     rates["limit"] = [cores / (1 / prepared + 1 / run) for prepared, run in pairs]
@@ -305,6 +328,8 @@ def report(rates: dict[str, list[float]], latencies: dict[str, list[float]], cor
     percentiles = {name: np.percentile(values, (50, 99)) for name, values in latencies.items()}
     for name, (p50, p99) in percentiles.items():
         print(f"| {name} | {p50:.2f} | {p99:.2f} |")
+    print(f"\ninfer_onnx.py on one image, from the start of the process to its end: {start:.2f} s")
+    print(f"infer_onnx.py on all images, peak resident memory: {peak:.0f} MB\n")
 
     def ratio(ours: str, theirs: str) -> float:
         """Median over the rounds, so that what slows a whole round down does not count."""
@@ -320,6 +345,8 @@ def report(rates: dict[str, list[float]], latencies: dict[str, list[float]], cor
         "int8_vs_fp32_with_images": ratio("ours, int8", "ours"),
         "p50_ms": round(percentiles["ours"][0], 2),
         "p99_ms": round(percentiles["ours"][1], 2),
+        "start_s": round(start, 2),
+        "peak_mb": round(peak),
     }
     print(json.dumps(result))
 
