@@ -44,7 +44,7 @@ DEFAULT_PORT = 8118
 POLL_SECONDS = 0.1
 # Seconds. After a failure the other ranks wait in a collective without end; asked to stop, they finish a step and save.
 GRACE_AFTER_FAILURE = 10
-GRACE_AFTER_SIGNAL = 25
+GRACE_AFTER_SIGNAL = 60
 # The scheduler of the dynamic cluster leaves by itself once every rank of every server has.
 SCHEDULER_SECONDS = 30
 
@@ -79,7 +79,8 @@ class Worker:
         variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in self.variables.items())
         pinned = f"taskset -c {','.join(map(str, sorted(self.cores)))} " if self.cores else ""
         return (
-            f"{self.name}: cd {shlex.quote(self.folder)} && {variables} {pinned}{shlex.join(self.command)} > {LOG_NAME}"
+            f"{self.name}: cd {shlex.quote(self.folder)} && {variables} {pinned}{shlex.join(self.command)} "
+            f"> {shlex.quote(os.path.relpath(self.log, self.folder))}"
         )
 
 
@@ -351,7 +352,11 @@ def run_workers(plan: Plan, locks: list[int]) -> int:
             if failed:
                 raise describe_failure(failed, processes)
             if signals:
-                print(f"stopping all ranks: {signal.Signals(signals[0]).name} was received", flush=True)
+                print(
+                    f"stopping all ranks: {signal.Signals(signals[0]).name} was received; they may finish a step and "
+                    f"save for {GRACE_AFTER_SIGNAL} seconds, a second signal does not wait",
+                    flush=True,
+                )
                 stop_workers(processes, GRACE_AFTER_SIGNAL, signals)
                 return 128 + signals[0]
             wait_until(
