@@ -41,6 +41,26 @@ class ElementaryRMSProp(nn.RMSProp):
         return self.hyper_map(update, self._parameters, self.ms, self.moment, gradients)
 
 
+class KernelRMSProp(nn.RMSProp):
+    """`nn.RMSProp` as one operator for all parameters; parameters and state are the same.
+
+    Args:
+        kernels: `src.kernels.Kernels`.
+    """
+
+    def __init__(self, groups: List[dict], kernels, **settings):
+        super().__init__(groups, **settings)
+        decays = {id(parameter): group["weight_decay"] for group in groups[:-1] for parameter in group["params"]}
+        self.kernel = kernels.rmsprop(
+            self.decay, self.momentum, self.epsilon, [decays[id(parameter)] for parameter in self._parameters]
+        )
+
+    def construct(self, gradients):
+        learning_rate = self.get_lr()
+        self.assignadd(self.global_step, self.global_step_increase_tensor)
+        return self.kernel(learning_rate, self._parameters, self.ms, self.moment, gradients)
+
+
 _update = ops.MultitypeFuncGraph("rmsprop_update")
 
 
@@ -51,13 +71,14 @@ def _update_one(decay, epsilon, momentum, learning_rate, weight, mean_square, mo
     return ops.assign_sub(weight, moment)
 
 
-def create_optimizer(parameters: list, learning_rates: np.ndarray, config: Config) -> nn.Optimizer:
+def create_optimizer(parameters: list, learning_rates: np.ndarray, config: Config, kernels=None) -> nn.Optimizer:
     """RMSProp (epsilon inside the square root, as TensorFlow's) or SGD with momentum.
 
     Args:
         parameters: the network's trainable parameters.
         learning_rates: float32 array, the rate of every step.
         config: opt, momentum, opt_decay, opt_eps, weight_decay, decay_all.
+        kernels: `src.kernels.Kernels` to compute with on a CPU, or None.
     """
     groups = group_parameters(parameters, config.weight_decay, config.decay_all)
     shared = {
@@ -66,6 +87,9 @@ def create_optimizer(parameters: list, learning_rates: np.ndarray, config: Confi
         "loss_scale": 1.0,  # TrainStep has divided the gradients by the loss scale already
     }
     if config.opt == "rmsprop":
+        shared.update(decay=config.opt_decay, epsilon=config.opt_eps)
+        if kernels is not None:
+            return KernelRMSProp(groups, kernels, **shared)
         rmsprop = ElementaryRMSProp if ms.get_context("device_target") == "CPU" else nn.RMSProp
-        return rmsprop(groups, decay=config.opt_decay, epsilon=config.opt_eps, **shared)
+        return rmsprop(groups, **shared)
     return nn.SGD(groups, **shared)

@@ -93,7 +93,8 @@ class TrainStep(nn.Cell):
         loss, gradients = self.gradients_of(images, labels)
         loss = loss / self.loss_scale
         ops.assign_add(self.loss_sum, loss)
-        gradients = self.hyper_map(ops.partial(_scale, 1.0 / self.loss_scale), gradients)
+        if self.loss_scale != 1.0:
+            gradients = self.hyper_map(ops.partial(_scale, 1.0 / self.loss_scale), gradients)
         if self.accumulate > 1:
             self.hyper_map(_add_to, self.gradient_sums, gradients)
             ops.assign_add(self.micro_step, ms.Tensor(1, ms.int32))

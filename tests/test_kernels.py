@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 from mindspore import Tensor, ops
 
+from src.config import Config
 from src.kernels import build, load_kernels
 from src.kernels.operators import padded
+from src.loss import CrossEntropySmooth
+from src.models.effnet import EfficientNet
 from src.models.layers import ConvNormActivation, PositionMean, SqueezeExcitation
+from src.optimizer import create_optimizer
+from src.train_step import TrainStep
 
 LEVELS = list(build.LEVELS)
 TOLERANCE = 1e-5
@@ -124,7 +129,9 @@ class Case:
         x = self.x if self.kind == "dense" else channels_last(self.x)
         symmetric = self.padding == "symmetric"
         settings = np.array([self.stride, symmetric, activate, training, EPS, MOMENTUM], np.float32)
-        return x, self.weight, self.gamma, self.beta, self.moving_mean, self.moving_variance, settings
+        # Training writes to the statistics.
+        moving = self.moving_mean.copy(), self.moving_variance.copy()
+        return (x, self.weight, self.gamma, self.beta, *moving, settings)
 
     def reference(self, x, weight, gamma, beta, activate, training):
         """The layer in float64, straight from its definition."""
@@ -156,17 +163,17 @@ class Case:
 
 
 def run_layer(library, case, activate, training):
-    """Output, gradients of x, weight, gamma and beta, new moving statistics."""
+    """Output, and the gradients of x, weight, gamma and beta."""
     inputs = case.inputs(activate, training)
     out_shape = (case.out_shape[0], *case.out_shape[2:], padded(case.out_channels))
     vector = case.gamma.shape
     if training:
-        shapes = [out_shape, out_shape, vector, vector, vector, vector]
-        out, y, mean, variance, *moving = library.call(f"{case.kind}_train", inputs, shapes)
+        shapes = [out_shape, out_shape, vector, vector]
+        out, y, mean, variance = library.call(f"{case.kind}_train", inputs, shapes)
     else:
         (out,) = library.call(f"{case.kind}_infer", inputs, [out_shape])
         (y,) = library.call(f"{case.kind}_convolve", (*inputs[:2], inputs[-1]), [out_shape])
-        mean, variance = moving = case.moving_mean, case.moving_variance
+        mean, variance = case.moving_mean, case.moving_variance
     arguments = [
         channels_last(case.upper),
         inputs[0],
@@ -185,7 +192,7 @@ def run_layer(library, case, activate, training):
     else:
         gradients = library.call(f"{case.kind}_backward", arguments, [inputs[0].shape, *shapes])
         gradients[0] = channels_first(gradients[0], case.in_channels)
-    return channels_first(out, case.out_channels), gradients, moving
+    return channels_first(out, case.out_channels), gradients
 
 
 POINTWISE = [
@@ -223,7 +230,7 @@ DENSE = [
 @pytest.mark.parametrize("case", POINTWISE + DEPTHWISE + DENSE, ids=repr)
 def test_layer_is_its_definition_and_gradients_are_numerical_ones(library, case, training, activate):
     """Gradients along random directions, by central differences in float64."""
-    out, gradients, moving = run_layer(library, case, activate, training)
+    out, gradients = run_layer(library, case, activate, training)
     values = [case.x, *case.parameters]
     assert relative_error(out, case.reference(*values, activate, training)) < TOLERANCE
     generator = np.random.default_rng(1)
@@ -309,3 +316,65 @@ def test_mean_is_mindspores(kernels, channels, size):
     generator = np.random.default_rng(5)
     x, upper = random_array(generator, 3, channels, *size), random_array(generator, 3, channels)
     compare_layers(PositionMean(channels), PositionMean(channels, kernels), x, upper)
+
+
+def test_rmsprop_is_its_formula_for_every_element_and_decays_what_it_should(kernels):
+    """TensorFlow's formula in float64, parameters of odd sizes, three steps; state under MindSpore's names."""
+    generator = np.random.default_rng(6)
+    shapes = [(5, 3, 1, 1), (7,), (33, 17), (1,), (40000,)]
+    values = [random_array(generator, *shape) for shape in shapes]
+    parameters = [ms.Parameter(Tensor(value), name=f"w{i}") for i, value in enumerate(values)]
+    config = Config(opt_decay=0.8, momentum=0.9, opt_eps=0.001, weight_decay=0.1)
+    rates = np.array([0.5, 0.4, 0.3], np.float32)
+    optimizer = create_optimizer(parameters, rates, config, kernels)
+    weights = [value.astype(np.float64) for value in values]
+    squares, moments = [np.ones(shape) for shape in shapes], [np.zeros(shape) for shape in shapes]
+    for rate in rates:
+        gradients = [0.01 * random_array(generator, *shape) for shape in shapes]
+        optimizer(tuple(Tensor(gradient) for gradient in gradients))
+        for i, gradient in enumerate(gradients):
+            gradient = gradient + (0.1 * weights[i] if len(shapes[i]) > 1 else 0.0)
+            squares[i] += 0.2 * (gradient**2 - squares[i])
+            moments[i] = 0.9 * moments[i] + rate * gradient / np.sqrt(squares[i] + 0.001)
+            weights[i] -= moments[i]
+    state = {parameter.name: parameter.asnumpy() for parameter in optimizer.get_parameters()}
+    for i in range(len(shapes)):
+        for name, expected in ((f"w{i}", weights), (f"mean_square.w{i}", squares), (f"moment.w{i}", moments)):
+            assert relative_error(state[name], expected[i]) < TOLERANCE, name
+
+
+def train_steps(network, images, labels, steps, kernels):
+    """Losses of training steps in graph mode, and all parameters afterwards."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    optimizer = create_optimizer(network.trainable_params(), np.full(steps, 0.001, np.float32), Config(), kernels)
+    step = TrainStep(network, CrossEntropySmooth(0.1, 10), optimizer).set_train()
+    losses = [float(step(Tensor(images), Tensor(labels)).asnumpy()) for _ in range(steps)]
+    return losses, {parameter.name: parameter.asnumpy() for parameter in step.get_parameters()}
+
+
+def small_network(kernels, padding="same"):
+    """One block for each of the seven stages."""
+    ms.set_seed(3)
+    return EfficientNet(0.5, 0.3, num_classes=10, padding=padding, norm_momentum=MOMENTUM, kernels=kernels)
+
+
+def test_training_steps_of_the_network_are_mindspores_and_the_same_each_time(kernels):
+    """Losses, statistics and state after three steps in graph mode; a second run has the same bits."""
+    generator = np.random.default_rng(7)
+    images, labels = random_array(generator, 4, 3, 33, 47), np.arange(4, dtype=np.int32)
+    losses, parameters = train_steps(small_network(None), images, labels, 3, None)
+    found, fast = train_steps(small_network(kernels), images, labels, 3, kernels)
+    again, repeated = train_steps(small_network(kernels), images, labels, 3, kernels)
+    np.testing.assert_allclose(found, losses, rtol=1e-4)
+    assert found == again
+    assert list(fast) == list(parameters)
+    for name, value in parameters.items():
+        assert np.abs(fast[name] - value).max() < 1e-3 * max(1.0, np.abs(value).max()), name
+        assert fast[name].tobytes() == repeated[name].tobytes(), name
+
+
+@pytest.mark.parametrize("padding", ["same", "symmetric"])
+def test_evaluated_network_is_mindspores(kernels, padding):
+    own, fast = with_own_parameters(kernels, lambda kernels: small_network(kernels, padding).set_train(False))
+    images = Tensor(random_array(np.random.default_rng(8), 3, 3, 40, 64))
+    assert relative_error(fast(images).asnumpy(), own(images).asnumpy()) < TOLERANCE

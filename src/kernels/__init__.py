@@ -14,7 +14,7 @@ from typing import Callable, Optional
 
 from src.cli import RunError
 from src.kernels.build import library
-from src.kernels.operators import ConvNormKernel, MeanKernel, SqueezeKernel
+from src.kernels.operators import ConvNormKernel, MeanKernel, RMSPropKernel, SqueezeKernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,10 @@ class Kernels:
     def squeeze(self) -> SqueezeKernel:
         """Squeeze-and-excitation as one operator."""
         return SqueezeKernel(self.library)
+
+    def rmsprop(self, decay: float, momentum: float, epsilon: float, weight_decays: list) -> RMSPropKernel:
+        """RMSProp for all parameters as one operator; arguments as `RMSPropKernel`'s."""
+        return RMSPropKernel(self.library, decay, momentum, epsilon, weight_decays)
 
     def mean(self, channels: int) -> MeanKernel:
         """The mean over positions."""

@@ -7,11 +7,12 @@ channels; so every pixel's channels lie side by side and no loop has a tail. Wei
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable, Sequence
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
+from mindspore.ops import signature as sig
 
 CHANNEL_BLOCK = 16
 
@@ -21,7 +22,14 @@ def padded(channels: int) -> int:
     return -(-channels // CHANNEL_BLOCK) * CHANNEL_BLOCK
 
 
-def operator(path: str, shapes: Callable, outputs: int = 1, bprop: Callable | None = None, **depends) -> ops.Custom:
+def operator(
+    path: str,
+    shapes: Callable,
+    outputs: int = 1,
+    bprop: Callable | None = None,
+    inputs: str = "",
+    **depends,
+) -> ops.Custom:
     """An operator of float32 tensors.
 
     Args:
@@ -29,11 +37,16 @@ def operator(path: str, shapes: Callable, outputs: int = 1, bprop: Callable | No
         shapes: from the inputs' shapes to the output's, or to a tuple of them.
         outputs: how many there are.
         bprop: gradient, as MindSpore's Custom takes it.
+        inputs: where the operator writes to parameters, "r" or "w" for each of its inputs, read or written.
         depends: what else `shapes` and `bprop` depend on; MindSpore takes operators of one path, equal input shapes and
             equal attributes for the same.
     """
     types = ms.float32 if outputs == 1 else (ms.float32,) * outputs
     made = ops.Custom(path, shapes, types, "aot", bprop=bprop)
+    if inputs:
+        access = {"r": sig.sig_rw.RW_READ, "w": sig.sig_rw.RW_WRITE}
+        made.set_signatures([sig.make_sig(f"input_{i}", access[letter]) for i, letter in enumerate(inputs)])
+        depends["side_effect_mem"] = True
     for name, value in depends.items():
         made.add_prim_attr(name, value)
     return made
@@ -81,7 +94,7 @@ class ConvNormKernel(nn.Cell):
 
         def train_shapes(x, weight, gamma, *_):
             out = out_shape(x, weight)
-            return (out, out, gamma, gamma, gamma, gamma)
+            return (out, out, gamma, gamma)
 
         def backward_shapes(upper, x, weight, y, mean, variance, gamma, *_):
             return (weight, gamma, gamma) if images else (x, weight, gamma, gamma)
@@ -106,7 +119,7 @@ class ConvNormKernel(nn.Cell):
             return gradients(upper, x, weight, y, moving_mean, moving_variance, gamma, beta, settings)
 
         self.train_settings, self.infer_settings = settings(True), settings(False)
-        self.train_operator = operator(place + "train", train_shapes, 6, train_bprop, stride=stride)
+        self.train_operator = operator(place + "train", train_shapes, 4, train_bprop, "rrrrwwr", stride=stride)
         self.infer_operator = operator(
             place + "infer", lambda x, weight, *_: out_shape(x, weight), 1, infer_bprop, stride=stride
         )
@@ -114,12 +127,32 @@ class ConvNormKernel(nn.Cell):
     def construct(self, x, weight, gamma, beta, moving_mean, moving_variance):
         if not self.training:
             return self.infer_operator(x, weight, gamma, beta, moving_mean, moving_variance, self.infer_settings)
-        out, _, _, _, mean, variance = self.train_operator(
-            x, weight, gamma, beta, moving_mean, moving_variance, self.train_settings
+        return self.train_operator(x, weight, gamma, beta, moving_mean, moving_variance, self.train_settings)[0]
+
+
+class RMSPropKernel(nn.Cell):
+    """RMSProp with momentum, epsilon inside the square root, for all parameters in one operator.
+
+    Args:
+        library: path of the compiled kernels.
+        decay, momentum, epsilon: see `nn.RMSProp`.
+        weight_decays: of each parameter.
+
+    Inputs: learning rate (scalar); parameters, mean squares and moments, which are updated; gradients.
+    """
+
+    def __init__(self, library: str, decay: float, momentum: float, epsilon: float, weight_decays: Sequence[float]):
+        super().__init__()
+        self.settings = ms.Tensor(np.array([decay, momentum, epsilon], np.float32))
+        self.weight_decays = ms.Tensor(np.array(weight_decays, np.float32))
+        count = len(weight_decays)
+        access = "rrr" + "w" * 3 * count + "r" * count
+        self.operator = operator(f"{library}:rmsprop_update", lambda *_: [1], inputs=access)
+
+    def construct(self, learning_rate, parameters, mean_squares, moments, gradients):
+        return self.operator(
+            learning_rate, self.settings, self.weight_decays, *parameters, *mean_squares, *moments, *gradients
         )
-        ops.assign(moving_mean, mean)
-        ops.assign(moving_variance, variance)
-        return out
 
 
 class SqueezeKernel(nn.Cell):

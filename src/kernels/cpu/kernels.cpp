@@ -7,7 +7,11 @@
 #include "dense.h"
 #include "depthwise.h"
 #include "pointwise.h"
+#include "rmsprop.h"
 #include "squeeze.h"
+
+#include <functional>
+#include <numeric>
 
 namespace {
 
@@ -31,6 +35,9 @@ class Call {
     return std::equal(shape.begin(), shape.end(), shapes_[i]);
   }
   int rank(int i) const { return ranks_[i]; }
+  Index count(int i) const {
+    return std::accumulate(shapes_[i], shapes_[i] + ranks_[i], Index{1}, std::multiplies<Index>());
+  }
 
  private:
   int count_;
@@ -75,12 +82,12 @@ bool fits(const Call& call, int x, int weight, int y, const Settings& settings) 
   return call.is(y, {layer.images, layer.out_height, layer.out_width, padded(layer.out_channels)});
 }
 
-// Inputs: x, weight, gamma, beta, moving mean, moving variance, settings.
-// Outputs: out, y (the convolution's), mean, variance (of the batch), new moving mean, new moving variance.
+// Inputs: x, weight, gamma, beta, moving mean and moving variance (which it moves on), settings.
+// Outputs: out, y (the convolution's), mean and variance of the batch.
 template <typename Kind>
 int train(const Call& call) {
   const Settings settings(call[6]);
-  if (!call.has(13) || !fits<Kind>(call, 0, 1, 7, settings)) return kWrongCall;
+  if (!call.has(11) || !fits<Kind>(call, 0, 1, 7, settings)) return kWrongCall;
   const Layer layer = read_layer<Kind>(call, 0, 1, settings);
   const Kind convolution(layer, call[0], call[1]);
   float *out = call[7], *y = call[8];
@@ -98,8 +105,8 @@ int train(const Call& call) {
   for (Index c = 0; c < layer.out_channels; ++c) {
     call[9][c] = mean[c];
     call[10][c] = variance[c];
-    call[11][c] = settings.momentum * call[4][c] + (1.0f - settings.momentum) * mean[c];
-    call[12][c] = settings.momentum * call[5][c] + (1.0f - settings.momentum) * variance[c] * unbiased;
+    call[4][c] = settings.momentum * call[4][c] + (1.0f - settings.momentum) * mean[c];
+    call[5][c] = settings.momentum * call[5][c] + (1.0f - settings.momentum) * variance[c] * unbiased;
   }
   const Norm norm(layer.out_channels, settings.epsilon, mean, variance, call[2], call[3]);
   const Index rows = std::max<Index>(16, 32768 / width);
@@ -111,7 +118,7 @@ int train(const Call& call) {
   return 0;
 }
 
-// Inputs: as `train`. Output: out, with the moving statistics.
+// Inputs: as `train`. Output: out, from the moving statistics.
 template <typename Kind>
 int infer(const Call& call) {
   const Settings settings(call[6]);
@@ -238,6 +245,33 @@ int mean_backward(const Call& call) {
   return 0;
 }
 
+// Inputs: learning rate, settings (decay, momentum, epsilon), the weight decay of each parameter; then all parameters, all
+// mean squares, all moments (these are updated), all gradients. Output: one number without a meaning.
+int rmsprop(const Call& call) {
+  const Index parameters = call.size(2, 0);
+  if (!call.has(static_cast<int>(4 * parameters + 4))) return kWrongCall;
+  const RmsProp rule{call[0][0], call[1][0], call[1][1], call[1][2]};
+  const auto tensor = [&](Index kind, Index parameter) { return static_cast<int>(3 + kind * parameters + parameter); };
+  constexpr Index step = 16384;
+  std::vector<std::pair<Index, Index>> tasks;  // parameter and first number
+  for (Index p = 0; p < parameters; ++p) {
+    for (Index kind = 1; kind < 4; ++kind)
+      if (call.count(tensor(kind, p)) != call.count(tensor(0, p))) return kWrongCall;
+    for (Index first = 0; first < call.count(tensor(0, p)); first += step) tasks.push_back({p, first});
+  }
+  // Small parameters are many: several tasks at a time.
+  constexpr std::size_t group = 8;
+  parallel((tasks.size() + group - 1) / group, [&](Index i) {
+    for (std::size_t t = i * group; t < std::min(tasks.size(), (i + 1) * group); ++t) {
+      const auto [p, first] = tasks[t];
+      rule.update(call[2][p], call[tensor(0, p)] + first, call[tensor(1, p)] + first, call[tensor(2, p)] + first,
+                  call[tensor(3, p)] + first, std::min(step, call.count(tensor(0, p)) - first));
+    }
+  });
+  call[static_cast<int>(4 * parameters + 3)][0] = 0.0f;
+  return 0;
+}
+
 int run(int (*operation)(const Call&), int count, void** data, int* ranks, std::int64_t** shapes, const char** types) {
   try {
     return operation(Call(count, data, ranks, shapes, types));
@@ -270,6 +304,7 @@ OPERATOR(dense_backward, backward<Dense>)
 OPERATOR(dense_backward_images, backward_images)
 OPERATOR(squeeze_excite, squeeze)
 OPERATOR(squeeze_excite_backward, squeeze_backward)
+OPERATOR(rmsprop_update, rmsprop)
 OPERATOR(position_mean, mean)
 OPERATOR(position_mean_backward, mean_backward)
 

@@ -2,6 +2,7 @@
 // SSE2 and NEON. The build sets VECTOR_BYTES together with the flags of the instruction set.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -24,6 +25,11 @@ inline Index padded(Index channels) { return (channels + kChannelBlock - 1) / kC
 inline Vector load(const float* from) { return *reinterpret_cast<const UnalignedVector*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<UnalignedVector*>(to) = value; }
 inline Vector broadcast(float value) { return value - Vector{}; }
+
+inline Vector square_root(Vector x) {
+  for (Index lane = 0; lane < kLanes; ++lane) x[lane] = std::sqrt(x[lane]);
+  return x;
+}
 
 // e^x with a relative error below 2e-7 for |x| <= 87; beyond, the value at the bound.
 inline Vector exponential(Vector x) {
