@@ -80,10 +80,10 @@ class BadImages:
 
     @contextlib.contextmanager
     def as_sentence(self) -> Iterator[None]:
-        """Turn the long error that MindSpore makes of a failure in its threads back into its sentence."""
+        """Turn whatever MindSpore makes of a failure in its threads back into its sentence."""
         try:
             yield
-        except RuntimeError:
+        except Exception:
             if self.failure:
                 raise self.failure from None
             raise
