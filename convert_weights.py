@@ -8,13 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
+import textwrap
 
 import src.device  # noqa: F401  first: it sets what MindSpore reads when it loads
-from src.checkpoint import check_weights, network_shapes, write_checkpoint
+from src.checkpoint import check_weights, network_shapes
 from src.cli import UsageError, parse_bool, run_cli
 from src.config import add_parameters, create_parser, take_parameters
-from src.conversion import ARCHITECTURE, Converted, override, read_source, write_theirs
+from src.conversion import (
+    ARCHITECTURE,
+    Converted,
+    override,
+    peer_call,
+    peer_source,
+    read_source,
+    write_ours,
+    write_theirs,
+)
+from src.model_info import ModelInfo
+from src.weights import count, list_names
 
 OVERRIDES = ("class_num", "image_size", "crop_ratio", "interpolation", "mean", "std")
 
@@ -42,7 +55,7 @@ def parse_arguments(argv=None):
     if os.path.exists(arguments.target) and os.path.exists(arguments.source):
         if os.path.samefile(arguments.source, arguments.target):
             raise UsageError("--source and --target are the same file")
-    if arguments.architecture and not ARCHITECTURE.fullmatch(arguments.architecture):
+    if arguments.architecture and not re.fullmatch(rf"{ARCHITECTURE.pattern}([._].*)?", arguments.architecture):
         raise UsageError(
             f"--architecture is '{arguments.architecture}', not efficientnet_b0 to b7 or tf_efficientnet_b0 to b7"
         )
@@ -55,13 +68,15 @@ def main(argv=None) -> None:
     converted = read_source(arguments.source, arguments.architecture, arguments.averaged, parameters)
     converted = dataclasses.replace(converted, info=override(converted.info, parameters))
     check_weights(arguments.source, converted.info, converted.weights, network_shapes(converted.info))
-    if arguments.to:
-        hint = write_theirs(arguments.target, arguments.to, converted)
-    else:
-        write_checkpoint(arguments.target, converted.weights, converted.info)
-        hint = "python eval.py --checkpoint_path " + arguments.target
     describe(converted)
-    print(f"written: {arguments.target}, for\n    {hint}")
+    if arguments.to:
+        write_theirs(arguments.target, arguments.to, converted)
+        hint = peer_call(converted.info, arguments.to)
+        warn_of_padding(converted.info, arguments.to)
+    else:
+        write_ours(arguments.target, converted)
+        hint = f"python eval.py --dataset_path FOLDER --checkpoint_path {arguments.target}"
+    print(f"written: {arguments.target}, for\n" + textwrap.indent(hint, "    "))
 
 
 def describe(converted: Converted) -> None:
@@ -77,6 +92,19 @@ def describe(converted: Converted) -> None:
         f"images: {images.image_size} pixels out of {images.resize}, {images.interpolation}, mean {mean}, std {std}; "
         "flags change these"
     )
+    if converted.left_out:
+        names = list_names(converted.left_out)
+        print(f"left out, the network does not compute with them: {count(converted.left_out)}, {names}")
+
+
+def warn_of_padding(info: ModelInfo, project: str) -> None:
+    """Say so where the other project's network computes something else."""
+    if peer_source(info, project).padding != info.padding:
+        print(
+            f"warning: {project} pads symmetrically, but these weights were trained with padding {info.padding}; it "
+            "loads them and computes something else, timm computes the same",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

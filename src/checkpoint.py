@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -234,7 +235,14 @@ class quiet_logging:
 
 def network_shapes(info: ModelInfo) -> Dict[str, tuple]:
     """Parameter names and shapes of the network that `info` describes."""
-    return {name: tuple(parameter.shape) for name, parameter in model_parameters(build_network(info)).items()}
+    return dict(variant_shapes(info.variant, info.num_classes))
+
+
+@functools.lru_cache(maxsize=8)
+def variant_shapes(variant: str, num_classes: int) -> Tuple[Tuple[str, tuple], ...]:
+    """Parameter names and shapes; kept, because MindSpore takes seconds to build a large network."""
+    network = create_network(variant, num_classes=num_classes)
+    return tuple((name, tuple(parameter.shape)) for name, parameter in model_parameters(network).items())
 
 
 def model_parameters(network: nn.Cell) -> Dict[str, ms.Parameter]:

@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import warnings
-from typing import Dict, Mapping, Tuple
+from typing import Dict, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from src.weights import Weights
 # Where training programs keep the weights within their checkpoints: timm's names, torchvision's.
 RAW_KEYS = ("state_dict", "model")
 AVERAGED_KEYS = ("state_dict_ema", "model_ema")
+# Where timm's training program writes the name of the network.
+ARCHITECTURE_KEY = "arch"
 # PyTorch's wrapper for several devices puts this before every name.
 WRAPPER = "module."
 # The format's own bound on its header.
@@ -76,16 +78,19 @@ def write_safetensors(path: str, tensors: Weights, texts: Mapping[str, str]) -> 
     from safetensors.numpy import save_file
 
     with atomic_path(path) as temporary:
-        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary, dict(texts))
+        save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, temporary, dict(texts))
 
 
-def read_pth(path: str, averaged: bool) -> Weights:
+def read_pth(path: str, averaged: bool) -> Tuple[Weights, Optional[str]]:
     """The tensors of a file that `torch.save` wrote: a state dict, or a training checkpoint with one inside.
 
     Only tensors and plain values are unpickled, so a file that would run code is refused before it does.
 
     Args:
         averaged: take the moving average of the weights where the file has one.
+
+    Returns:
+        The tensors, and the name of the network where the file says it.
 
     Raises:
         RunError: if PyTorch is missing, or the file is truncated, holds code or no weights.
@@ -96,25 +101,29 @@ def read_pth(path: str, averaged: bool) -> Weights:
         raise RunError(
             f"{path}: reading it needs PyTorch (pip install torch); a .safetensors file can be read without"
         ) from None
-    try:
-        # timm's training checkpoints carry their flags; a Namespace only holds values.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise RunError(f"{path}: refused, it holds more than weights and could run code when loaded") from None
-    except (OSError, MemoryError):
-        raise
-    except Exception:
-        # A damaged file meets PyTorch's reader anywhere, with errors of many types.
-        raise RunError(f"{path}: it is no file of PyTorch's, or a truncated one") from None
+    # Opened here, so that an OSError below is one of PyTorch's about a damaged file.
+    with open(path, "rb") as file:
+        try:
+            # timm's training checkpoints carry their flags; a Namespace only holds values.
+            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                loaded = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise RunError(f"{path}: refused, it holds more than weights and could run code when loaded") from None
+        except MemoryError:
+            raise
+        except Exception:
+            # A damaged file meets PyTorch's reader anywhere, with errors of many types.
+            raise RunError(f"{path}: it is no file of PyTorch's, or a truncated one") from None
     state = find_state(loaded, averaged)
     if state is None:
         raise RunError(f"{path}: it holds no weights, neither by themselves nor under {', '.join(RAW_KEYS)}")
     try:
-        return {str(name): to_numpy(value) for name, value in state.items()}
+        tensors = {str(name): to_numpy(value) for name, value in state.items()}
     except (AttributeError, TypeError, RuntimeError):
         raise RunError(f"{path}: its weights are not plain tensors") from None
+    architecture = loaded.get(ARCHITECTURE_KEY)
+    return tensors, architecture if isinstance(architecture, str) else None
 
 
 def find_state(loaded, averaged: bool):

@@ -1,7 +1,7 @@
-"""Parameter names of other projects' EfficientNets, and what their files leave unsaid. NumPy only.
+"""Parameter names of other projects' EfficientNets. NumPy only.
 
-A layout is one project's way of naming the parameters. `recognise` finds it from the names alone, `to_ours` and
-`to_theirs` translate. Arrays have the same shapes everywhere, so no value is ever changed.
+A layout is one project's way of naming the parameters. `to_ours` finds it from the names alone and translates,
+`to_theirs` translates back. Arrays have the same shapes everywhere, so no value is ever changed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Tuple
 import numpy as np
 
 from src.cli import RunError
-from src.imagenet import class_names_for
-from src.model_info import ModelInfo
 from src.models.scaling import HEAD_CHANNELS, STAGES, VARIANTS, scale_channels, scale_repeats
-from src.preprocess import Preprocess
 
 Weights = Dict[str, np.ndarray]
 Block = Callable[[int, int, bool], Dict[str, str]]
@@ -25,6 +22,9 @@ TORCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", 
 MINDSPORE_NORM = {name: name for name in TORCH_NORM}
 
 CLASSIFIER = ("classifier.weight", "classifier.bias")
+
+COUNTERS = "num_batches_tracked"
+"""How many batches each of PyTorch's batch norms has seen. No network computes with it; it is kept for the way back."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Layout:
         classifier: name of the dense layer.
         block: stage number, number within the stage and whether the block expands, to the names of its parts.
         norm: our four names within a batch norm to theirs.
-        unused: a pattern of entries that the evaluated network does not use.
+        unused: a pattern of entries that the network does not compute with.
     """
 
     title: str
@@ -94,7 +94,8 @@ TRAINING_ENTRIES = (
     # Scalars, and MindSpore's optimiser states, which are named after the weight that they belong to.
     r"(learning_rate|global_step|epoch_num|step_num|batch_num|momentum|decay|loss_scale|scale_sense|current_iterator_step"
     r"|last_overflow_iterator_step|cur_epoch_num|cur_step_num|beta[12]_power|random_step)"
-    r"|(mean_square|mean_gradients?|moments?|moment[12]|accum|stat|adam_[mv]|grad_accum)\..+"
+    r"|(mean_square|mean_grad|moments?|moment[12]|vhat|accum|accum_update|stat|exp_avg|prev|step_size|(adam|lamb)_[mv]"
+    r"|accu_grads|grad_accum)\..+"
 )
 
 LAYOUTS = {
@@ -106,7 +107,7 @@ LAYOUTS = {
         classifier="classifier",
         block=timm_block,
         norm=TORCH_NORM,
-        unused=r"(.+\.num_batches_tracked|n_averaged)",
+        unused="n_averaged",
     ),
     "torchvision": Layout(
         title="torchvision",
@@ -116,7 +117,7 @@ LAYOUTS = {
         classifier="classifier.1",
         block=torchvision_block,
         norm=TORCH_NORM,
-        unused=r"(.+\.num_batches_tracked|n_averaged)",
+        unused="n_averaged",
     ),
     "zoo": Layout(
         title="the MindSpore model zoo",
@@ -151,7 +152,7 @@ def recognise(names) -> Optional[Layout]:
 
 
 def parameter_names(layout: Layout, variant: str) -> Dict[str, str]:
-    """Our parameter names of a variant to the layout's, in our network's order."""
+    """Our parameter names of a variant to the layout's, in the order of our network's layers."""
     names = {}
     add_norm(names, layout, "stem", layout.stem)
     number = 0
@@ -179,6 +180,30 @@ def add_norm(names: Dict[str, str], layout: Layout, ours: str, theirs: Tuple[str
     names.update({f"{ours}.norm.{our}": f"{theirs[1]}.{their}" for our, their in layout.norm.items()})
 
 
+@dataclasses.dataclass(frozen=True)
+class Translated:
+    """Another project's weights under our names.
+
+    Attributes:
+        layout: whose they were.
+        variant: "b0" to "b7".
+        weights: our names to float32 arrays; without the classifier where the file has none.
+        counters: int64, one per batch norm from stem to head, see `COUNTERS`; None where the file has none.
+        left_out: their names of the entries that the network does not compute with.
+    """
+
+    layout: Layout
+    variant: str
+    weights: Weights
+    counters: Optional[np.ndarray]
+    left_out: List[str]
+
+    @property
+    def num_classes(self) -> Optional[int]:
+        """The width of the classifier, None without one."""
+        return int(self.weights[CLASSIFIER[1]].size) if CLASSIFIER[1] in self.weights else None
+
+
 def find_variant(layout: Layout, entries: Weights, source: str) -> str:
     """The member of the family: by the width of its head, and B0 from B1 by the number of blocks.
 
@@ -186,7 +211,7 @@ def find_variant(layout: Layout, entries: Weights, source: str) -> str:
         RunError: if no member has these sizes.
     """
     head = entries.get(f"{layout.head[0]}.weight")
-    width = head.shape[0] if head is not None and head.ndim == 4 else None
+    width = head.shape[0] if np.ndim(head) == 4 else None
     fitting = [
         name for name, variant in VARIANTS.items() if scale_channels(HEAD_CHANNELS, variant.width_coeff) == width
     ]
@@ -205,45 +230,70 @@ def has_last_blocks(layout: Layout, entries: Weights, variant: str) -> bool:
     return all(f"{names['depthwise.conv']}.weight" in entries for names in last)
 
 
-def to_ours(layout: Layout, variant: str, entries: Weights, source: str) -> Weights:
-    """Rename a file's entries to our parameters, each exactly once.
+def to_ours(entries: Weights, source: str) -> Translated:
+    """Recognise a file's entries and rename them to our parameters, each exactly once.
 
     Args:
-        entries: their names to arrays. A missing classifier is left missing.
+        entries: their names to arrays.
         source: the file, for the error's sentence.
 
-    Returns:
-        dict, our names to the same arrays as float32.
-
     Raises:
-        RunError: if a parameter is missing or an entry is left over; the sentence names it.
+        RunError: if they are none of these networks, a parameter is missing or an entry is left over; the sentence
+            names it.
+    """
+    layout = recognise(entries)
+    if layout is None:
+        raise RunError(
+            f"{source}: it is no EfficientNet of timm, torchvision, the model zoo or MindCV; its names are like "
+            f"{next(iter(entries), 'none at all')}"
+        )
+    variant = find_variant(layout, entries, source)
+    reading = f"{source}: read as {layout.title}'s EfficientNet-{variant.upper()},"
+    names = parameter_names(layout, variant)
+    counters = counter_names(names)
+    used = {*names.values(), *counters}
+    left_out = [name for name in entries if name not in used]
+    left_over = [name for name in left_out if not re.fullmatch(layout.unused, name)]
+    if left_over:
+        raise RunError(f"{reading} {count(left_over)} would be left over: {list_names(left_over)}")
+    if not any(names[our] in entries for our in CLASSIFIER):
+        names = {our: their for our, their in names.items() if our not in CLASSIFIER}
+    missing = [their for their in names.values() if their not in entries]
+    if missing:
+        raise RunError(f"{reading} {count(missing)} missing: {list_names(missing)}")
+    weights = {our: as_float32(entries[their], their, source) for our, their in names.items()}
+    return Translated(layout, variant, weights, read_counters(entries, counters, source), left_out)
+
+
+def to_theirs(layout: Layout, variant: str, weights: Weights, counters: Optional[np.ndarray] = None) -> Weights:
+    """Rename our parameters to a layout's.
+
+    Args:
+        layout, variant, weights, counters: as in `Translated`; counters that are not known are 0.
     """
     names = parameter_names(layout, variant)
-    left_over = [name for name in entries if name not in set(names.values()) and not re.fullmatch(layout.unused, name)]
-    if left_over:
-        raise RunError(
-            f"{source}: {count(len(left_over), 'entry', 'entries')} would be left over as {layout.title}'s "
-            f"EfficientNet-{variant.upper()}, {list_names(left_over)}"
-        )
-    headless = not any(names[our] in entries for our in CLASSIFIER)
-    wanted = {our: their for our, their in names.items() if not (headless and our in CLASSIFIER)}
-    missing = [their for their in wanted.values() if their not in entries]
-    if missing:
-        raise RunError(
-            f"{source}: {count(len(missing), 'entry is', 'entries are')} missing for {layout.title}'s EfficientNet-"
-            f"{variant.upper()}, {list_names(missing)}"
-        )
-    return {our: as_float32(entries[their], their, source) for our, their in wanted.items()}
-
-
-def to_theirs(layout: Layout, variant: str, weights: Weights) -> Weights:
-    """Rename our parameters to a layout's; PyTorch's batch counters, which evaluation does not use, are 0."""
-    names = parameter_names(layout, variant)
     entries = {names[our]: value for our, value in weights.items()}
-    if layout.norm is TORCH_NORM:
-        means = [name for name in entries if name.endswith(".running_mean")]
-        entries.update({name[: -len("running_mean")] + "num_batches_tracked": np.int64(0) for name in means})
-    return {name: np.asarray(value) for name, value in entries.items()}
+    theirs = counter_names(names)
+    values = np.zeros(len(theirs), np.int64) if counters is None else counters
+    entries.update(zip(theirs, (np.asarray(value, np.int64) for value in values)))
+    return entries
+
+
+def counter_names(names: Dict[str, str]) -> List[str]:
+    """The names of PyTorch's `COUNTERS` beside those of the running means; empty for layouts that are not PyTorch's."""
+    ending = "running_mean"
+    return [their[: -len(ending)] + COUNTERS for their in names.values() if their.endswith(f".{ending}")]
+
+
+def read_counters(entries: Weights, names: List[str], source: str) -> Optional[np.ndarray]:
+    """The counters in the order of `names`, 0 for one that is missing; None without any."""
+    if not any(name in entries for name in names):
+        return None
+    values = [np.asarray(entries.get(name, 0)) for name in names]
+    for name, value in zip(names, values):
+        if value.dtype.kind not in "iu" or value.size != 1:
+            raise RunError(f"{source}: {name} is not one whole number")
+    return np.array([int(value) for value in values], np.int64)
 
 
 def as_float32(value, name: str, source: str) -> np.ndarray:
@@ -258,118 +308,11 @@ def as_float32(value, name: str, source: str) -> np.ndarray:
     return value
 
 
-def count(number: int, one: str, many: str) -> str:
+def count(names: List[str]) -> str:
     """`1 entry`, `2 entries`."""
-    return f"{number} {one if number == 1 else many}"
+    return f"{len(names)} {'entry' if len(names) == 1 else 'entries'}"
 
 
-def list_names(names: List[str], shown: int = 3) -> str:
-    """The first few names, for a sentence."""
-    return ", ".join(names[:shown]) + (" and others" if len(names) > shown else "")
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A published family of weights: what its files leave unsaid.
-
-    Attributes:
-        title: the family, as a sentence would call it.
-        layout: its names.
-        padding: "same" or "symmetric".
-        norm_eps: batch-norm epsilon of B0 to B7.
-        images: for B0 to B7 the side of the network's input and the shorter side before the crop, in pixels.
-        interpolation, mean, std: as in `Preprocess`, for those members that `special` does not name.
-        special: member to further arguments of `Preprocess`.
-    """
-
-    title: str
-    layout: Layout
-    padding: str
-    norm_eps: Tuple[float, ...]
-    images: Tuple[Tuple[int, int], ...]
-    interpolation: str = "bicubic"
-    mean: Tuple[float, ...] = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-    std: Tuple[float, ...] = (0.229 * 255, 0.224 * 255, 0.225 * 255)
-    special: Mapping[str, dict] = dataclasses.field(default_factory=dict)
-
-    def describe(self, variant: str, num_classes: int) -> ModelInfo:
-        """What weights of this source expect, if the file itself says no more than its names."""
-        member = list(VARIANTS).index(variant)
-        image_size, resize = self.images[member]
-        settings = {"interpolation": self.interpolation, "mean": self.mean, "std": self.std}
-        preprocess = Preprocess(image_size, resize, **{**settings, **self.special.get(variant, {})})
-        names = class_names_for(num_classes)
-        return ModelInfo(variant, num_classes, names, self.padding, self.norm_eps[member], preprocess)
-
-
-HALF = (127.5, 127.5, 127.5)
-SIZES = tuple(variant.image_size for variant in VARIANTS.values())
-TF_CROPS = (0.875, 0.882, 0.890, 0.904, 0.922, 0.934, 0.942, 0.949)
-
-SOURCES = {
-    # timm's default weights of each member.
-    "timm": Source(
-        "timm's efficientnet_*",
-        LAYOUTS["timm"],
-        "symmetric",
-        (1e-5,) * 8,
-        ((224, 256), (240, 266), (256, 292), (288, 329), (320, 365), (448, 448), (528, 560), (600, 632)),
-        special={"b1": {"mean": HALF, "std": HALF}},
-    ),
-    # Google's weights; timm rounds the shorter side down.
-    "timm_tf": Source(
-        "timm's tf_efficientnet_*",
-        LAYOUTS["timm"],
-        "same",
-        (1e-3,) * 8,
-        tuple((size, int(size / crop)) for size, crop in zip(SIZES, TF_CROPS)),
-    ),
-    "torchvision": Source(
-        "torchvision",
-        LAYOUTS["torchvision"],
-        "symmetric",
-        (1e-5,) * 5 + (1e-3,) * 3,
-        ((224, 256), (240, 255), (288, 288), (300, 320), (380, 384), (456, 456), (528, 528), (600, 600)),
-        special={"b1": {"interpolation": "bilinear"}},
-    ),
-    # The zoo's evaluation resizes to 255 for 224 pixels, with OpenCV's linear interpolation.
-    "zoo": Source(
-        "the MindSpore model zoo",
-        LAYOUTS["zoo"],
-        "same",
-        (1e-3,) * 8,
-        tuple((size, size * 255 // 224) for size in SIZES),
-        "bilinear",
-        HALF,
-        HALF,
-    ),
-    "mindcv": Source(
-        "MindCV",
-        LAYOUTS["mindcv"],
-        "same",
-        (1e-5,) * 5 + (1e-3,) * 3,
-        tuple((size, int(size / 0.875)) for size in SIZES),
-    ),
-}
-
-
-def is_model_zoo(entries: Weights) -> bool:
-    """Whether a checkpoint's entries have the model zoo's names."""
-    return recognise(entries) is LAYOUTS["zoo"]
-
-
-def from_model_zoo(entries: Weights, source: str) -> Tuple[Weights, ModelInfo]:
-    """Understand a checkpoint that the model zoo published: the weights under our names, and what they expect.
-
-    Args:
-        entries: the checkpoint's names to arrays, optimiser states and the like among them.
-        source: the file, for the error's sentence.
-
-    Raises:
-        RunError: if it is none of EfficientNet B0 to B7, or incomplete.
-    """
-    variant = find_variant(LAYOUTS["zoo"], entries, source)
-    weights = to_ours(LAYOUTS["zoo"], variant, entries, source)
-    if CLASSIFIER[0] not in weights:
-        raise RunError(f"{source}: it has no classifier; convert_weights.py can give it a new one")
-    return weights, SOURCES["zoo"].describe(variant, weights[CLASSIFIER[0]].shape[0])
+def list_names(names: List[str], shown: int = 10) -> str:
+    """The names for a sentence; of very many the first."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} others" if len(names) > shown else "")

@@ -42,42 +42,55 @@ def create_peer(source, variant, num_classes=1000, **settings):
     if source == "torchvision":
         create = getattr(torchvision.models, f"efficientnet_{variant}")
         return create(num_classes=num_classes, dropout=0.0, stochastic_depth_prob=0.0, **settings)
-    prefix = {"timm": "", "timm_tf": "tf_"}[source]
-    return timm.create_model(f"{prefix}efficientnet_{variant}", num_classes=num_classes, drop_rate=0.0, **settings)
+    return timm.create_model(peer_name(source, variant), num_classes=num_classes, drop_rate=0.0, **settings)
 
 
-def randomise(model, image_size, seed=0, images=None):
-    """Random weights and batch-norm statistics with which activations keep their size and logits are of order 1.
+def randomise(model, images, seed=0):
+    """Random weights and batch-norm statistics under which activations keep their size and logits are of order 1.
 
-    The statistics are those of a batch, random unless given, then disturbed, so that none is 0, 1 or equal to another.
+    Every number is random, the counters too, so that none is 0, 1 or equal to another. The statistics are those of the
+    images, then disturbed: with arbitrary ones activations die out or explode, and with them the rounding errors that
+    a comparison must not see. For the same reason the norms' factors are below 1: deep random networks are chaotic.
+
+    Args:
+        images: float32 array of shape (N, 3, H, W), those that the networks will be compared on.
     """
     generator = torch.Generator().manual_seed(seed)
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    momentum = [norm.momentum for norm in norms]
-    noise = torch.randn(8, 3, image_size, image_size, generator=generator)
-    images = noise if images is None else torch.from_numpy(images)
+
+    def noise(like):
+        return torch.randn(like.shape, generator=generator)
+
+    def measure(norm, inputs):
+        variance, mean = torch.var_mean(inputs[0], (0, 2, 3))
+        norm.running_mean.copy_(mean + 0.1 * variance.sqrt() * noise(mean))
+        norm.running_var.copy_(variance * (0.8 + 0.4 * torch.rand(variance.shape, generator=generator)))
+        norm.num_batches_tracked.random_(1, 10**6, generator=generator)
+
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-            elif name.startswith("classifier"):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5)
+        for parameter in model.parameters():
+            scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+            parameter.copy_(scale * noise(parameter))
         for norm in norms:
-            norm.momentum = 1.0
-        model.train()(images)
-        for norm, before in zip(norms, momentum):
-            norm.momentum = before
-            norm.running_mean.add_(0.1 * torch.randn(norm.running_mean.shape, generator=generator))
-            norm.running_var.mul_(0.8 + 0.4 * torch.rand(norm.running_var.shape, generator=generator))
-            norm.num_batches_tracked.zero_()
+            norm.weight.mul_(0.5).add_(0.3)
+        hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
+        spread = model.eval()(torch.from_numpy(images)).std()
+        for hook in hooks:
+            hook.remove()
         classifier = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
-        classifier.weight.div_(model.eval()(images).std())
+        classifier.weight.div_(spread)
+        classifier.bias.div_(spread)
     return model
 
 
 def tensors(model):
     """The model's state as NumPy arrays."""
     return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def peer_name(source, variant):
+    """The peer's name of the network, also the start of its files' names."""
+    return f"{'tf_' if source == 'timm_tf' else ''}efficientnet_{variant}"
 
 
 def random_images(count, size, seed=1):
