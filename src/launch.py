@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Optional
 
 from src.cli import RunError, UsageError
+from src.other_servers import OtherServers
 from src.rank_table import RankTable, Server, find_server, read_rank_table
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -26,7 +27,8 @@ USAGE = """usage: sh run_distribute_train.sh [--dry-run] [RANK_TABLE_FILE] [DATA
        DEVICE_TARGET=CPU starts the same ranks on the CPU
        RANK_SIZE=N       insists on a rank table of N ranks
        SERVER_ID=ID      takes this entry of the rank table for this server
-       MASTER_PORT=PORT  of the scheduler, with DEVICE_TARGET=CPU"""
+       MASTER_PORT=PORT  of rank 0's server: for the scheduler of ranks on the CPU, and the port after it for the
+                         scripts of several servers to tell each other how it ends (8118 and 8119 when left out)"""
 
 # Flags of train.py whose values are paths: ranks run in folders of their own, the caller means theirs.
 PATH_FLAGS = ("--eval_dataset_path", "--save_checkpoint_path", "--resume", "--pretrained")
@@ -93,6 +95,7 @@ class Plan:
     target: str
     ranks: tuple[Worker, ...]
     scheduler: Optional[Worker]
+    port: int
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -170,7 +173,8 @@ def make_plan(
         raise UsageError(f"RANK_SIZE is {wanted}, but the rank table {table.path} lists {table.rank_size} ranks")
     server = find_server(table, environment.get("SERVER_ID"))
     target = find_target(flags, environment)
-    cluster = cluster_variables(table, environment) if target == "CPU" else {}
+    port = find_port(table, environment)
+    cluster = cluster_variables(table, port) if target == "CPU" else {}
     ranks = []
     for position, device in enumerate(server.devices):
         folder = os.path.join(here, f"train_parallel{device.rank}")
@@ -195,7 +199,7 @@ def make_plan(
         variables = {"RANK_ID": "0", "RANK_SIZE": str(table.rank_size), **cluster, "MS_ROLE": "MS_SCHED", "GLOG_v": "3"}
         command = (sys.executable, "-c", SCHEDULER_CODE)
         scheduler = Worker("the scheduler", here, os.path.join(ranks[0].folder, "scheduler.log"), command, variables)
-    return Plan(table, server, target, tuple(ranks), scheduler)
+    return Plan(table, server, target, tuple(ranks), scheduler, port)
 
 
 def find_target(flags: Sequence[str], environment: Mapping[str, str]) -> str:
@@ -242,16 +246,26 @@ def absolute_paths(flags: Sequence[str], here: str) -> list[str]:
     return result
 
 
-def cluster_variables(table: RankTable, environment: Mapping[str, str]) -> dict[str, str]:
-    """What every process of MindSpore's dynamic cluster, which is behind msrun too, finds in its environment."""
+def find_port(table: RankTable, environment: Mapping[str, str]) -> int:
+    """The scheduler's port: the one asked for; else a free one, which several servers could not agree on.
+
+    Raises:
+        UsageError: if MASTER_PORT is none.
+    """
     port = environment.get("MASTER_PORT", "")
-    if port and not (port.isdigit() and 0 < int(port) < 65536):
-        raise UsageError(f"MASTER_PORT is '{port}', not a port number")
-    several = len(table.servers) > 1
+    if port and not (port.isdigit() and 0 < int(port) < 65535):
+        raise UsageError(f"MASTER_PORT is '{port}', not a port number below 65535")
+    if port:
+        return int(port)
+    return DEFAULT_PORT if len(table.servers) > 1 else find_free_port()
+
+
+def cluster_variables(table: RankTable, port: int) -> dict[str, str]:
+    """What every process of MindSpore's dynamic cluster, which is behind msrun too, finds in its environment."""
     return {
         "MS_WORKER_NUM": str(table.rank_size),
-        "MS_SCHED_HOST": table.master.server_id if several else "127.0.0.1",
-        "MS_SCHED_PORT": port or str(DEFAULT_PORT if several else find_free_port()),
+        "MS_SCHED_HOST": table.master.server_id if len(table.servers) > 1 else "127.0.0.1",
+        "MS_SCHED_PORT": str(port),
         "MS_TOPO_TIMEOUT": "600",
     }
 
@@ -339,33 +353,37 @@ def run_workers(plan: Plan, locks: list[int]) -> int:
         int, exit code: 0, or 128 and the number of the signal that ended the run.
 
     Raises:
-        RunError: if a rank failed, with the rank; the last lines of its log have been printed.
+        RunError: if a rank failed, with the rank; the last lines of its log have been printed. Or if one of another
+            server did.
     """
     sign_locks(locks)
     processes: dict[Worker, subprocess.Popen] = {}
-    with received_signals() as signals:
+    with received_signals() as signals, OtherServers(plan.table, plan.server, plan.port + 1) as others:
         try:
             for worker in plan.workers:
                 processes[worker] = start_worker(worker, locks)
                 print(f"{worker.name}: process {processes[worker].pid}", flush=True)
-            failed = wait_for_ranks(plan, processes, signals)
+            failed = wait_for_ranks(plan, processes, signals, others)
             if failed:
-                raise describe_failure(failed, processes)
+                failure = describe_failure(failed, processes)
+                others.tell("failed", sentence=str(failure))
+                raise failure
             if signals:
+                others.tell("signal", signals[0])
                 print(
                     f"stopping all ranks: {signal.Signals(signals[0]).name} was received; they may finish a step and "
                     f"save for {GRACE_AFTER_SIGNAL} seconds, a second signal does not wait",
                     flush=True,
                 )
-                stop_workers(processes, GRACE_AFTER_SIGNAL, signals)
+                stop_processes([processes[rank] for rank in plan.ranks], GRACE_AFTER_SIGNAL, signals)
+                print("all ranks have stopped", flush=True)
                 return 128 + signals[0]
-            wait_until(
-                lambda: plan.scheduler is None or processes[plan.scheduler].poll() is not None, SCHEDULER_SECONDS
-            )
+            if plan.scheduler:
+                wait_until(lambda: processes[plan.scheduler].poll() is not None, SCHEDULER_SECONDS)
             print(f"all {len(plan.ranks)} ranks have finished", flush=True)
             return 0
         finally:
-            stop_workers(processes, GRACE_AFTER_FAILURE, signals)
+            stop_processes(list(processes.values()), GRACE_AFTER_FAILURE, signals)
 
 
 @contextlib.contextmanager
@@ -419,13 +437,20 @@ def start_worker(worker: Worker, locks: list[int]) -> subprocess.Popen:
         raise RunError(f"{worker.name} could not be started: {error.filename}: {error.strerror}") from None
 
 
-def wait_for_ranks(plan: Plan, processes: dict, signals: list[int]) -> list[Worker]:
-    """Wait until all ranks have ended well, one of them or the scheduler has not, or a signal came.
+def wait_for_ranks(plan: Plan, processes: dict, signals: list[int], others: OtherServers) -> list[Worker]:
+    """Wait until all ranks have ended well, one of them or the scheduler has not, or a signal came, here or elsewhere.
 
     Returns:
         list of those that failed, in the order of their ranks.
+
+    Raises:
+        RunError: if one of another server failed.
     """
     while not signals:
+        for news in others.poll():
+            if news.failure:
+                raise RunError(f"on server {news.server_id}: {news.failure}; those of this server were stopped too")
+            signals.append(news.signal)
         codes = {worker: process.poll() for worker, process in processes.items()}
         failed = [worker for worker in plan.ranks if codes[worker]]
         if not failed and plan.scheduler and codes[plan.scheduler]:
@@ -457,14 +482,14 @@ def read_last_lines(path: str) -> list[str]:
     return [line.rstrip() for line in lines if line.strip() and not line.startswith("[INFO] ")][-LAST_LINES:]
 
 
-def stop_workers(processes: dict, grace: float, signals: list[int]) -> None:
+def stop_processes(processes: Sequence[subprocess.Popen], grace: float, signals: list[int]) -> None:
     """Ask all that still run to end, and end them after `grace` seconds or at a second signal."""
     asked = len(signals)
-    for process in processes.values():
+    for process in processes:
         if process.poll() is None:
             process.terminate()
-    wait_until(lambda: len(signals) > asked or all(process.poll() is not None for process in processes.values()), grace)
-    for process in processes.values():
+    wait_until(lambda: len(signals) > asked or all(process.poll() is not None for process in processes), grace)
+    for process in processes:
         # The group: a rank's own children, such as data loaders, may have outlived it.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -349,7 +349,11 @@ def test_msrun_starts_the_same_training(undisturbed, images, tmp_path):
     command = [Path(sys.executable).parent / "msrun", "--worker_num=2", "--local_worker_num=2"]
     command += ["--master_addr=127.0.0.1", f"--master_port={free_port()}", "--log_dir=logs", "--join=True"]
     flags = as_flags(dataset_path=images / "train", run_distribute=True, device_target="CPU", **FLAGS)
-    done = subprocess.run([*command, RANKS / "train.py", *flags], cwd=tmp_path, capture_output=True, text=True)
+    # msrun takes the Python of the activated environment.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [*command, RANKS / "train.py", *flags], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     name = "checkpoint/model_0/Efficientnet_b0-rank0-2_4.ckpt"
     found = read_entries(str(tmp_path / name))
