@@ -181,8 +181,10 @@ def read_entries(path: str) -> Weights:
             # MindSpore insists on the suffix .ckpt; a file of another name is read through a link beside nothing.
             loaded = ms.load_checkpoint(path) if path.endswith(".ckpt") else load_through_link(path)
     except (ValueError, RuntimeError, TypeError, OSError) as error:
+        foreign = path.endswith((".safetensors", ".pth", ".pt", ".bin", ".tar"))
+        hint = ", convert_weights.py makes one of it" if foreign else ""
         raise RunError(
-            f"{path}: the checkpoint cannot be read; it is truncated or not a MindSpore checkpoint"
+            f"{path}: the checkpoint cannot be read; it is truncated or not a MindSpore checkpoint{hint}"
         ) from error
     if INFO_ENTRY in loaded and not checked:
         # Ours always have one: the end of the file is missing.
