@@ -5,6 +5,9 @@ python train.py --device_id 0 --dataset_path /data/imagenet/train
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import os
 import sys
 import time
@@ -14,12 +17,15 @@ from src.device import Device, prepare_device  # first: it sets what MindSpore r
 import mindspore as ms
 from mindspore import amp
 
-from src.checkpoint import load_weights, read_checkpoint
-from src.cli import UsageError, atomic_write, run_cli
+from src.checkpoint import BEST_NAME, Checkpoint, load_weights, read_checkpoint
+from src.cli import RunError, UsageError, atomic_write, run_cli
+from src.collective import count_ranks, find_disagreement
 from src.config import Config, add_parameters, create_parser, take_parameters
 from src.dataset import BadImages, create_dataset, create_training_stream
 from src.history import History
+from src.image_engine import describe_engine
 from src.image_folder import ImageFolder, read_image_folder
+from src.kernels import Kernels
 from src.loss import CrossEntropySmooth
 from src.lr_generator import get_lr
 from src.mix import create_mix
@@ -30,14 +36,15 @@ from src.models.table import count_multiply_adds
 from src.Monitor import Monitor, format_seconds
 from src.optimizer import create_optimizer
 from src.recipes import apply_recipe
+from src.run_folder import CheckpointFolder, claimed, find_resume
 from src.train_step import TrainStep
 from src.training import (
-    CheckpointFolder,
+    FREE_TO_CHANGE,
     Progress,
     StopRequest,
     TrainingLoop,
+    adopt_pretrained,
     evaluator,
-    find_resume,
     fit_classifier,
     merge_resumed,
 )
@@ -53,9 +60,10 @@ def parse_arguments(argv=None) -> Config:
     config = take_parameters(parser.parse_args(argv))
     if config.dataset_path is None and not config.run_modelarts:
         raise UsageError("--dataset_path is needed: a folder of class folders")
-    if config.early_stop and not config.eval_dataset_path:
-        raise UsageError("--early_stop needs --eval_dataset_path: without an evaluation there is no best score")
-    if config.resume and config.pretrained:
+    for name in ("early_stop", "eval_interval"):
+        if name in config.given and not config.eval_dataset_path:
+            raise UsageError(f"--{name} needs --eval_dataset_path: without an evaluation there is no best score")
+    if config.resume not in (None, "auto") and config.pretrained:
         raise UsageError("--resume and --pretrained contradict each other: a resumed run has its weights")
     if config.freeze and not (config.pretrained or config.resume):
         raise UsageError("--freeze needs --pretrained: fixed random weights learn nothing")
@@ -73,66 +81,80 @@ def train_and_evaluate(config: Config) -> int:
     started = time.perf_counter()
     device = prepare_device(config.device_target, config.device_id, config.run_distribute)
     folder = read_image_folder(config.dataset_path)
+    held_out = read_held_out(config, folder)
     run_folder = os.path.join(config.save_checkpoint_path, f"model_{0 if device.rank_size > 1 else device.rank}")
 
     resumed = find_resume(config.resume, run_folder) if config.resume else None
-    config = merge_resumed(config, resumed, device.rank_size) if resumed else complete_config(config, device, folder)
+    pretrained = read_checkpoint(config.pretrained) if config.pretrained and not resumed else None
+    if resumed:
+        config = merge_resumed(config, resumed, device.rank_size)
+    else:
+        config = complete_config(config, device, folder, pretrained)
     info = describe_model(config, folder)
-    check_class_names(resumed.info if resumed else None, info)
+    check_class_names(resumed, info)
 
     # Weights are the same on every rank; what is dropped and augmented is not.
     ms.set_seed(config.seed)
-    network = create_model(config, info, device.rank)
+    network = create_model(config, info, device)
     steps_per_epoch = count_steps(config, device, folder)
     learning_rates = create_learning_rates(config, device, steps_per_epoch)
     step_cell = create_train_step(config, device, network, learning_rates)
-    progress = Progress(steps_per_epoch, config.epoch_size)
-    if config.pretrained and not resumed:
-        load_pretrained(config, info, network, step_cell)
+    progress = Progress(steps_per_epoch, config.epoch_size, len(folder))
+    if pretrained:
+        load_weights(network, fit_classifier(pretrained, info, network))
+        step_cell.restart_average()
     if resumed:
         restore(resumed, network, step_cell, progress)
-
-    monitor = Monitor(
-        steps_per_epoch,
-        config.epoch_size,
-        learning_rates,
-        config.accumulate_steps,
-        config.batch_size * device.rank_size,
-        config.log_interval,
-        terminal=None if device.rank == 0 else False,
-    )
-    describe_run(config, device, folder, info, network, learning_rates, progress, resumed)
-    if progress.step >= progress.total_steps:
-        print(f"the run is complete: {progress.epochs} epochs in {resumed.path}")
+    check_ranks(config, folder, held_out, progress, step_cell)
+    describe_run(config, device, folder, info, network, learning_rates, progress)
+    if resumed or pretrained:
+        describe_start(progress, resumed or pretrained)
+    if progress.step == progress.total_steps or progress.has_stagnated(config.early_stop):
+        print(f"the run is complete: {progress.epoch} epochs in {resumed.path}")
+        report_best(progress, run_folder)
         return 0
 
-    writes = device.rank == 0
-    history = History(run_folder, progress.rows, config.tensorboard) if writes else None
-    if writes:
-        with atomic_write(os.path.join(run_folder, "config.json"), "w") as file:
-            file.write(config.to_json())
-    with StopRequest() as stop:
+    with contextlib.ExitStack() as held:
+        writes = device.rank == 0
+        if writes:
+            held.enter_context(claimed(run_folder, resumed))
+            with atomic_write(os.path.join(run_folder, "config.json"), "w") as file:
+                file.write(config.to_json())
+        history = History(run_folder, progress.rows, config.tensorboard) if writes else None
+        stop = held.enter_context(StopRequest())
         loop = TrainingLoop(
             step_cell,
             progress,
-            monitor,
+            create_monitor(config, device, learning_rates, steps_per_epoch),
             config,
-            CheckpointFolder(run_folder, config.keep_checkpoint_max, info, device) if writes else None,
+            CheckpointFolder(run_folder, config.keep_checkpoint_max, info, device.rank) if writes else None,
             history,
-            create_evaluator(config, device, info, folder),
+            create_evaluator(config, device, info, held_out),
             stop,
         )
         run_steps(config, device, folder, step_cell, progress, loop)
-    monitor.close()
-    if history:
-        history.close()
-    report_end(progress, run_folder, stop, time.perf_counter() - started)
-    return stop.exit_code
+        loop.monitor.close()
+        if history:
+            history.close()
+        report_end(progress, run_folder, loop, time.perf_counter() - started)
+        return stop.exit_code
 
 
-def complete_config(config: Config, device: Device, folder: ImageFolder) -> Config:
-    """Fill in what was left to the recipe, the variant, the folder and the device."""
+def read_held_out(config: Config, folder: ImageFolder) -> ImageFolder | None:
+    """The images to evaluate on, which must have the same classes; None without any."""
+    if not config.eval_dataset_path:
+        return None
+    held_out = read_image_folder(config.eval_dataset_path)
+    if held_out.classes != folder.classes:
+        raise UsageError(f"{held_out.root} has other class folders than {folder.root}")
+    return held_out
+
+
+def complete_config(config: Config, device: Device, folder: ImageFolder, pretrained: Checkpoint | None) -> Config:
+    """Fill in what was left to the recipe, the trained weights, the variant, the folder and the device."""
     config = apply_recipe(config)
+    if pretrained:
+        config = adopt_pretrained(config, pretrained)
     variant = VARIANTS[config.variant]
     values = {}
     if "class_num" not in config.given:
@@ -141,13 +163,15 @@ def complete_config(config: Config, device: Device, folder: ImageFolder) -> Conf
         raise UsageError(
             f"--class_num is {config.class_num}, but {folder.root} has {len(folder.classes)} class folders"
         )
-    if "image_size" not in config.given:
+    if "image_size" not in config.given and not pretrained:
         values["image_size"] = variant.image_size
     if config.dropout_rate is None:
         values["dropout_rate"] = variant.dropout_rate
     if config.amp_level is None:
         values["amp_level"] = "O3" if device.target == "Ascend" else "O0"
-    return config.replace(**values)
+    config = config.replace(**values)
+    config.check()
+    return config
 
 
 def describe_model(config: Config, folder: ImageFolder) -> ModelInfo:
@@ -166,17 +190,17 @@ def describe_model(config: Config, folder: ImageFolder) -> ModelInfo:
     )
 
 
-def check_class_names(before: ModelInfo | None, now: ModelInfo) -> None:
+def check_class_names(resumed: Checkpoint | None, now: ModelInfo) -> None:
     """Refuse to go on with a folder whose labels mean something else."""
-    if before is not None and before.class_names != now.class_names:
+    if resumed and resumed.info.class_names != now.class_names:
         raise UsageError("--resume: the checkpoint was trained on classes of other names than those in --dataset_path")
 
 
-def create_model(config: Config, info: ModelInfo, rank: int) -> EfficientNet:
-    """The network in mixed precision as configured."""
+def create_model(config: Config, info: ModelInfo, device: Device) -> EfficientNet:
+    """The network as it is trained."""
     if config.sync_bn:
-        raise UsageError("--sync_bn needs several Ascend or GPU devices")
-    network = create_network(
+        check_sync_bn(device)
+    return create_network(
         info.variant,
         num_classes=info.num_classes,
         padding=info.padding,
@@ -184,9 +208,26 @@ def create_model(config: Config, info: ModelInfo, rank: int) -> EfficientNet:
         norm_momentum=config.norm_momentum,
         dropout_rate=config.dropout_rate,
         drop_connect_rate=config.drop_connect_rate,
-        seed=config.seed * 1000003 + rank,
+        seed=config.seed * 1000003 + device.rank,
+        sync_norm=config.sync_bn,
+        kernels=choose_kernels(config, device),
     )
-    return amp.auto_mixed_precision(network, config.amp_level) if config.amp_level != "O0" else network
+
+
+def choose_kernels(config: Config, device: Device) -> Kernels | None:
+    """The device's kernels, which are for float32."""
+    return device.kernels if config.kernels and config.amp_level == "O0" else None
+
+
+def check_sync_bn(device: Device) -> None:
+    """Refuse what MindSpore's batch norm over several ranks cannot do."""
+    if device.target != "Ascend":
+        raise UsageError(
+            f"--sync_bn needs Ascend devices, MindSpore cannot on {device.target}; without it each rank has its own "
+            "batch-norm statistics"
+        )
+    if device.rank_size == 1:
+        raise UsageError("--sync_bn needs several ranks; one device has the statistics of the whole batch anyway")
 
 
 def count_steps(config: Config, device: Device, folder: ImageFolder) -> int:
@@ -216,29 +257,26 @@ def create_learning_rates(config: Config, device: Device, steps_per_epoch: int):
     )
 
 
-def create_train_step(config: Config, device: Device, network, learning_rates) -> TrainStep:
-    """Network, loss and optimiser as one cell to compile."""
+def create_train_step(config: Config, device: Device, network: EfficientNet, learning_rates) -> TrainStep:
+    """Network, loss and optimiser as one cell to compile, in mixed precision as configured."""
+    # It changes the cells of the network in place, so that what is held fixed must be asked for afterwards.
+    computing = amp.auto_mixed_precision(network, config.amp_level) if config.amp_level != "O0" else network
     frozen = network.freeze(config.freeze) if config.freeze else []
     smoothing = config.label_smooth_factor if config.use_label_smooth else 0.0
     return TrainStep(
-        network,
+        computing,
         CrossEntropySmooth(smoothing, config.class_num),
-        create_optimizer(network.trainable_params(), learning_rates, config),
-        # The fixed scale of FixedLossScaleManager(loss_scale, drop_overflow_update=False).
-        amp.FixedLossScaleManager(config.loss_scale, drop_overflow_update=False).get_loss_scale(),
+        create_optimizer(network.trainable_params(), learning_rates, config, choose_kernels(config, device)),
+        # The fixed scale of FixedLossScaleManager(loss_scale, drop_overflow_update=False); float32 needs none.
+        1.0 if config.amp_level == "O0" else config.loss_scale,
         config.clip_norm,
         config.accumulate_steps,
         config.ema_decay if config.use_ema else 0.0,
         device.rank_size,
         frozen,
+        config.mean,
+        config.std,
     ).set_train()
-
-
-def load_pretrained(config: Config, info: ModelInfo, network, step_cell: TrainStep) -> None:
-    """Start from trained weights; a dense layer of another class count starts anew."""
-    checkpoint = read_checkpoint(config.pretrained)
-    load_weights(network, fit_classifier(checkpoint, info, network))
-    step_cell.restart_average()
 
 
 def restore(resumed, network, step_cell: TrainStep, progress: Progress) -> None:
@@ -247,17 +285,44 @@ def restore(resumed, network, step_cell: TrainStep, progress: Progress) -> None:
     missing = step_cell.restore(resumed.training, resumed.ema)
     if missing:
         raise UsageError(f"--resume {resumed.path}: its training state lacks {missing[0]}")
-    for name, value in resumed.state["progress"].items():
-        if name not in ("steps_per_epoch", "epochs"):
-            setattr(progress, name, value)
-    if resumed.state["progress"]["steps_per_epoch"] != progress.steps_per_epoch:
+    before = Progress(**resumed.state["progress"])
+    if (before.images, before.steps_per_epoch) != (progress.images, progress.steps_per_epoch):
         raise UsageError(
-            f"--resume {resumed.path}: its epochs have {resumed.state['progress']['steps_per_epoch']} steps, but the "
-            f"folder makes {progress.steps_per_epoch} now; the images have changed"
+            f"--resume {resumed.path}: its epochs had {before.steps_per_epoch} steps over {before.images} images, but "
+            f"the folder makes {progress.steps_per_epoch} steps of {progress.images} now; the images have changed"
+        )
+    for field in dataclasses.fields(Progress):
+        setattr(progress, field.name, getattr(before, field.name))
+
+
+def check_ranks(config: Config, folder: ImageFolder, held_out: ImageFolder | None, progress: Progress, step_cell):
+    """Refuse to train where the ranks, perhaps of several servers, have not found the same.
+
+    Raises:
+        UsageError: if a checkpoint would lack the other ranks' gradients.
+        RunError: naming what differs.
+    """
+    if count_ranks() > 1 and (config.save_checkpoint_steps or 0) % config.accumulate_steps:
+        raise UsageError(
+            f"--save_checkpoint_steps is {config.save_checkpoint_steps}; with several ranks it must be a multiple of "
+            f"--accumulate_steps, which is {config.accumulate_steps}"
+        )
+    flags = {name: value for name, value in config.as_dict().items() if name not in FREE_TO_CHANGE}
+    facts = {
+        "the flags": json.dumps(flags).encode(),
+        "the images to train on": "\n".join(folder.paths).encode(errors="surrogateescape"),
+        "the images to evaluate on": "\n".join(held_out.paths if held_out else []).encode(errors="surrogateescape"),
+        "the step to begin with": str(progress.step).encode(),
+        "the weights to begin with": b"".join(weight.asnumpy().tobytes() for weight in step_cell.weights),
+    }
+    different = find_disagreement(facts)
+    if different:
+        raise RunError(
+            f"{different} are not the same on all ranks: every server needs the same flags, images and checkpoints"
         )
 
 
-def describe_run(config, device, folder, info, network, learning_rates, progress, resumed) -> None:
+def describe_run(config, device, folder, info, network, learning_rates, progress) -> None:
     """Say at the start what is going to happen."""
     weights = sum(parameter.size for parameter in network.trainable_params())
     global_batch = config.batch_size * device.rank_size * config.accumulate_steps
@@ -270,23 +335,43 @@ def describe_run(config, device, folder, info, network, learning_rates, progress
         f"{count_multiply_adds(network, config.image_size) / 1e9:.3f} G multiply-adds for an image of "
         f"{config.image_size} pixels"
     )
-    print(f"data: {len(folder)} images in {len(folder.classes)} classes in {folder.root}")
+    print(f"data: {len(folder)} images in {len(folder.classes)} classes in {folder.root}, {describe_engine()}")
     print(
         f"schedule: {config.epoch_size} epochs of {progress.steps_per_epoch} steps, global batch {global_batch}, "
         f"peak learning rate {learning_rates.max():.6g}",
         flush=True,
     )
-    if resumed:
-        print(f"resumed: {resumed.path}, after step {progress.step} of {progress.total_steps}", flush=True)
 
 
-def create_evaluator(config: Config, device: Device, info: ModelInfo, folder: ImageFolder):
+def describe_start(progress: Progress, checkpoint: Checkpoint) -> None:
+    """Say which weights a run begins with."""
+    if progress.step:
+        print(f"resumed: {checkpoint.path}, after step {progress.step} of {progress.total_steps}", flush=True)
+    else:
+        kind = "averaged" if checkpoint.ema else "raw"
+        print(f"pretrained: {checkpoint.path}, {kind} weights of {checkpoint.info.num_classes} classes", flush=True)
+
+
+def create_monitor(config: Config, device: Device, learning_rates, steps_per_epoch: int) -> Monitor:
+    """The log; only rank 0 may draw a bar."""
+    return Monitor(
+        steps_per_epoch,
+        config.epoch_size,
+        learning_rates,
+        config.accumulate_steps,
+        config.batch_size * device.rank_size,
+        config.log_interval,
+        terminal=None if device.rank == 0 else False,
+    )
+
+
+def create_evaluator(config: Config, device: Device, info: ModelInfo, held_out: ImageFolder | None):
     """A function from weights to a Score on the held-out set, or None without one."""
-    if not config.eval_dataset_path:
+    if held_out is None:
         return None
-    held_out = read_image_folder(config.eval_dataset_path)
-    if held_out.classes != folder.classes:
-        raise UsageError(f"{held_out.root} has other class folders than {folder.root}")
+
+    # One for the whole run: each image that cannot be decoded is named once.
+    bad = BadImages(len(held_out))
 
     def batches():
         dataset = create_dataset(
@@ -297,21 +382,24 @@ def create_evaluator(config: Config, device: Device, info: ModelInfo, folder: Im
             device.rank,
             preprocess=info.preprocess,
             num_workers=config.num_workers,
+            bad=bad,
         )
         return dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
 
     smoothing = config.label_smooth_factor if config.use_label_smooth else 0.0
-    return evaluator(info, batches, smoothing)
+    return evaluator(info, batches, smoothing, device.kernels if config.kernels else None)
 
 
 def run_steps(config: Config, device: Device, folder: ImageFolder, step_cell, progress: Progress, loop) -> None:
     """Train from where `progress` stands to the end of the run, or until a stop is asked for."""
+    bad = BadImages(len(folder), config.max_bad_images)
+    mix = create_mix(config.class_num, config.mixup, config.cutmix, config.random_erasing, config.seed, device.rank)
     stream = create_training_stream(
         folder,
         steps_per_epoch=progress.steps_per_epoch,
         epochs=progress.epochs,
         first_step=progress.step,
-        mix=create_mix(config.class_num, config.mixup, config.cutmix, config.random_erasing, config.seed, device.rank),
+        mix=mix,
         batch_size=config.batch_size,
         device_num=device.rank_size,
         rank=device.rank,
@@ -319,14 +407,17 @@ def run_steps(config: Config, device: Device, folder: ImageFolder, step_cell, pr
         augment={name: getattr(config, name) for name in AUGMENTATIONS},
         seed=config.seed,
         num_workers=config.num_workers,
-        bad=BadImages(len(folder), config.max_bad_images),
+        bad=bad,
+        # What blends images needs floats; else the device makes them of a quarter of the bytes.
+        normalised=mix is not None,
     )
     left = progress.total_steps - progress.step
-    if not device.has_data_sink:
-        ms.Model(step_cell).train(1, stream, callbacks=[loop], dataset_sink_mode=False)
-        return
-    sink = largest_divisor(progress.steps_per_epoch, left, config.sink_size, config.save_checkpoint_steps)
-    ms.Model(step_cell).train(left // sink, stream, callbacks=[loop], dataset_sink_mode=True, sink_size=sink)
+    with bad.as_sentence():
+        if device.has_data_sink:
+            sink = largest_divisor(progress.steps_per_epoch, left, config.sink_size, config.save_checkpoint_steps)
+            ms.Model(step_cell).train(left // sink, stream, callbacks=[loop], dataset_sink_mode=True, sink_size=sink)
+        else:
+            ms.Model(step_cell).train(1, stream, callbacks=[loop], dataset_sink_mode=False)
 
 
 def largest_divisor(steps_per_epoch: int, left: int, most: int, save_steps: int | None) -> int:
@@ -335,19 +426,29 @@ def largest_divisor(steps_per_epoch: int, left: int, most: int, save_steps: int 
     return max(fits)
 
 
-def report_end(progress: Progress, run_folder: str, stop: StopRequest, seconds: float) -> None:
+def report_end(progress: Progress, run_folder: str, loop: TrainingLoop, seconds: float) -> None:
     """Say at the end what came of it."""
-    if stop.signal:
-        print(
-            f"stopped by signal {stop.signal} after step {progress.step} of {progress.total_steps}; "
-            "--resume auto goes on"
-        )
+    if loop.stop.signal:
+        if loop.saved_path:
+            then = "--resume auto goes on"
+        else:
+            then = "nothing was saved" if loop.checkpoints else "rank 0 saves"
+        print(f"stopped by signal {loop.stop.signal} after step {progress.step} of {progress.total_steps}; {then}")
+    report_best(progress, run_folder)
+    if loop.saved_path:
+        print(f"last checkpoint: {loop.saved_path}")
+    print(f"total time: {format_seconds(seconds)}", flush=True)
+
+
+def report_best(progress: Progress, run_folder: str) -> None:
+    """Say how good the best evaluation was and where its weights are."""
     if progress.best:
+        path = os.path.join(run_folder, BEST_NAME)
+        where = f", in {path}" if os.path.exists(path) else ""
         print(
             f"best: top-1 {progress.best['top_1']:.4f} after epoch {progress.best['epoch']} "
-            f"({progress.best['weights']} weights), in {os.path.join(run_folder, 'best.ckpt')}"
+            f"({progress.best['weights']} weights){where}"
         )
-    print(f"total time: {format_seconds(seconds)}", flush=True)
 
 
 if __name__ == "__main__":

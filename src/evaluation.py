@@ -7,8 +7,9 @@ from typing import Callable, Optional, Tuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import communication, nn, ops
+from mindspore import nn
 
+from src.collective import count_ranks, sum_counts, sum_floats
 from src.metrics import Score
 
 
@@ -42,24 +43,9 @@ def evaluate(
     return score
 
 
-class SumOverRanks(nn.Cell):
-    """All ranks' vectors added up."""
-
-    def __init__(self):
-        super().__init__()
-        self.all_reduce = ops.AllReduce()
-
-    def construct(self, x):
-        return self.all_reduce(x)
-
-
 def sum_over_ranks(score: Score) -> Score:
     """The score over all ranks' images; as it is where there is one rank."""
-    if not communication.GlobalComm.INITED or communication.get_group_size() == 1:
+    if count_ranks() == 1:
         return score
-    # Counts travel as two float32 digits of base 4096 each: exact up to 16 million images on every backend.
-    counts = [score.images, score.top_1, score.top_5]
-    digits = [digit for count in counts for digit in divmod(count, 4096)]
-    sums = SumOverRanks()(ms.Tensor(np.array([*digits, score.loss_sum], np.float32))).asnumpy()
-    images, top_1, top_5 = (int(sums[2 * i]) * 4096 + int(sums[2 * i + 1]) for i in range(3))
-    return Score(images, float(sums[6]), top_1, top_5)
+    images, top_1, top_5 = sum_counts([score.images, score.top_1, score.top_5])
+    return Score(images, sum_floats([score.loss_sum])[0], top_1, top_5)

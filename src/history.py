@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
+import time
 
 from src.cli import atomic_path, atomic_write
 
@@ -34,30 +36,69 @@ class History:
     def __init__(self, folder: str, rows: list[dict] | None = None, tensorboard: bool = False):
         self.folder = folder
         self.rows = list(rows or [])
-        self.writer = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            # Events of steps that this process will repeat are hidden, not shown twice.
-            purge = self.rows[-1]["step"] + 1 if self.rows else None
-            self.writer = SummaryWriter(os.path.join(folder, "tensorboard"), purge_step=purge)
+        first_step = self.rows[-1]["step"] + 1 if self.rows else 0
+        self.events = EventFile(os.path.join(folder, "tensorboard"), first_step) if tensorboard else None
 
     def add(self, row: dict) -> None:
-        """Append an epoch and renew the files."""
+        """Append an epoch and renew the files.
+
+        Raises:
+            OSError: if one cannot be written.
+        """
         self.rows.append({name: row.get(name) for name in COLUMNS})
         write_metrics(os.path.join(self.folder, "metrics.csv"), self.rows)
         draw_curves(os.path.join(self.folder, "curves.png"), self.rows)
-        if self.writer:
-            for name, value in self.rows[-1].items():
-                if value is not None and name not in ("epoch", "step"):
-                    self.writer.add_scalar(name, value, row["step"])
-            self.writer.flush()
+        if self.events:
+            scalars = {name: value for name, value in self.rows[-1].items() if name not in ("epoch", "step")}
+            self.events.write({name: value for name, value in scalars.items() if value is not None}, row["step"])
 
     def close(self) -> None:
         """Close the event file."""
-        if self.writer:
+        if self.events:
+            self.events.close()
+
+
+class EventFile:
+    """A TensorBoard event file of scalars, written by tensorboardX.
+
+    Its SummaryWriter is not used: it writes in a thread, whose failure on a full disk nobody hears of.
+
+    Args:
+        folder: where TensorBoard looks.
+        first_step: events from this step on that an earlier process left there are hidden, as they will be repeated.
+    """
+
+    def __init__(self, folder: str, first_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        os.makedirs(folder, exist_ok=True)
+        self.folder = folder
+        self.writer = EventsWriter(os.path.join(folder, "events"), f".{os.getpid()}")
+        start = SessionLog(status=SessionLog.START)
+        self.writer.write_event(Event(wall_time=time.time(), step=first_step, session_log=start))
+
+    def write(self, scalars: dict[str, float], step: int) -> None:
+        """Append numbers of a step.
+
+        Raises:
+            OSError: if they cannot be written.
+        """
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        try:
+            for name, value in scalars.items():
+                self.writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+            self.writer.flush()
+        except OSError as error:
+            self.close()
+            raise OSError(error.errno, error.strerror, self.folder) from None
+
+    def close(self) -> None:
+        """Close the file; what could not be written has been said."""
+        with contextlib.suppress(OSError):
             self.writer.close()
-            self.writer = None
 
 
 def write_metrics(path: str, rows: list[dict]) -> None:

@@ -5,42 +5,35 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn
 
-from src.checkpoint import (
-    BEST_NAME,
-    Checkpoint,
-    Weights,
-    build_network,
-    checkpoint_name,
-    find_checkpoints,
-    load_weights,
-    model_parameters,
-    read_checkpoint,
-    write_checkpoint,
-)
-from src.cli import RunError, UsageError, atomic_path
+from src.checkpoint import Checkpoint, Weights, build_network, find_checkpoints, load_weights, model_parameters
+from src.cli import RunError, UsageError
+from src.collective import count_ranks, sum_floats, take_from_rank_0
 from src.config import Config
-from src.device import Device
 from src.evaluation import evaluate, sum_over_ranks
 from src.history import History
 from src.metrics import Score
 from src.model_info import ModelInfo
 from src.Monitor import Monitor
+from src.run_folder import CheckpointFolder
 from src.train_step import TrainStep
 
 # What a resumed run may change: where things are, how they are shown, and which device computes.
 FREE_TO_CHANGE = frozenset(
-    """dataset_path eval_dataset_path device_target device_id num_workers save_checkpoint save_checkpoint_epochs
+    """dataset_path eval_dataset_path device_target device_id kernels num_workers save_checkpoint save_checkpoint_epochs
     save_checkpoint_steps keep_checkpoint_max save_checkpoint_path resume pretrained eval_interval early_stop
     tensorboard log_interval sink_size max_bad_images run_modelarts data_url train_url""".split()
 )
+
+STATISTICS = ("moving_mean", "moving_variance")
 
 
 @dataclasses.dataclass
@@ -49,6 +42,7 @@ class Progress:
 
     Attributes:
         steps_per_epoch, epochs: the whole run.
+        images: how many there are to train on.
         step: completed steps.
         epoch_seconds: time spent in the epoch that is under way, by earlier processes too.
         best: top_1, epoch and weights ("raw" or "ema") of the best evaluation, or None.
@@ -58,6 +52,7 @@ class Progress:
 
     steps_per_epoch: int
     epochs: int
+    images: int
     step: int = 0
     epoch_seconds: float = 0.0
     best: dict | None = None
@@ -79,6 +74,10 @@ class Progress:
         """Steps of the whole run."""
         return self.steps_per_epoch * self.epochs
 
+    def has_stagnated(self, early_stop: int | None) -> bool:
+        """Whether as many evaluations as `early_stop` allows have passed without a better one."""
+        return early_stop is not None and self.since_best >= early_stop
+
     def as_state(self) -> dict:
         """As plain JSON types, for the checkpoint."""
         return dataclasses.asdict(self)
@@ -87,88 +86,65 @@ class Progress:
 class StopRequest:
     """SIGTERM and SIGINT ask for a stop after the step; a second one leaves at once.
 
+    Python runs signal handlers between two instructions of its main thread, which compiling a graph or a long step
+    keeps waiting; a thread of our own hears of signals meanwhile.
+
     Attributes:
-        signal: number of the signal that came, or 0.
+        signal: number of the signal that came, to this rank or another; or 0.
+        received: number of the signal that came to this rank; or 0.
     """
 
+    NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
     def __init__(self):
-        self.signal = 0
+        self.signal = self.received = 0
         self.previous: dict = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.previous[number] = signal.signal(number, self.receive)
+        reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)
+        self.previous = {number: signal.getsignal(number) for number in self.NUMBERS}
+        self.take_signals()
+        self.previous_writer = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
+        threading.Thread(target=self.listen, args=(reader,), daemon=True).start()
         return self
 
     def __exit__(self, *exception) -> None:
+        signal.set_wakeup_fd(self.previous_writer)
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        os.close(self.writer)
 
-    def receive(self, number: int, frame) -> None:
+    def take_signals(self) -> None:
+        """Let Python receive the signals: from each compilation of a graph on, MindSpore turns SIGINT into SIGTERM."""
+        for number in self.NUMBERS:
+            signal.signal(number, lambda number, frame: None)
+
+    def listen(self, reader: int) -> None:
+        """Receive the signals, which Python writes to the pipe as one byte each, until the pipe is closed."""
+        while received := os.read(reader, 1):
+            if received[0] in self.NUMBERS:
+                self.receive(received[0])
+        os.close(reader)
+
+    def receive(self, number: int) -> None:
         """Remember the first signal, obey the second."""
-        if self.signal:
+        if self.received:
             os._exit(128 + number)
-        self.signal = number
+        self.signal = self.received = number
+
+    def is_asked(self) -> bool:
+        """Whether a signal came to any rank; all ranks call this after the same step and get the same answer."""
+        self.take_signals()
+        asked = sum_floats([float(self.signal > 0)])[0] > 0
+        if asked and not self.signal:
+            self.signal = signal.SIGTERM
+        return asked
 
     @property
     def exit_code(self) -> int:
         """128 and the signal's number, as shells report it; 0 without a signal."""
         return 128 + self.signal if self.signal else 0
-
-
-class CheckpointFolder:
-    """The checkpoints of one rank: written whole, the oldest removed only after the newest stands.
-
-    Args:
-        folder: such as ./checkpoint/model_0.
-        keep: how many are kept, beside the best.
-        info: what the weights expect.
-        device: its rank is part of the file names.
-    """
-
-    def __init__(self, folder: str, keep: int, info: ModelInfo, device: Device):
-        self.folder = folder
-        self.keep = keep
-        self.info = info
-        self.device = device
-
-    def save(self, step_cell: TrainStep, progress: Progress, config: Config, epoch_seconds: float) -> str:
-        """Write a checkpoint and then remove those beyond `keep`.
-
-        Args:
-            epoch_seconds: time spent so far in the epoch that is under way.
-
-        Returns:
-            str, its path.
-
-        Raises:
-            OSError, RunError: if it could not be written; earlier ones are intact.
-        """
-        name = checkpoint_name(self.info.variant, self.device.rank, progress.epoch, progress.step_in_epoch)
-        path = os.path.join(self.folder, name)
-        state = {
-            "progress": {**progress.as_state(), "epoch_seconds": epoch_seconds},
-            "config": config.as_dict(),
-            "rank_size": self.device.rank_size,
-        }
-        write_checkpoint(
-            path,
-            network_weights(step_cell.network),
-            self.info,
-            step_cell.average_weights(),
-            {name: parameter.asnumpy() for name, parameter in step_cell.training_parameters().items()},
-            state,
-        )
-        for old in find_checkpoints(self.folder)[self.keep :]:
-            os.remove(old)
-        return path
-
-    def save_best(self, path: str) -> str:
-        """Keep a copy of a checkpoint as the best."""
-        best = os.path.join(self.folder, BEST_NAME)
-        with atomic_path(best) as temporary:
-            shutil.copyfile(path, temporary)
-        return best
 
 
 def network_weights(network: nn.Cell) -> Weights:
@@ -188,6 +164,9 @@ class TrainingLoop(ms.Callback):
         history: where to record, or None.
         evaluate: weights to Score, or None without a held-out set.
         stop: asks for an early end.
+
+    Attributes:
+        saved_path: the checkpoint that was written last, or None.
     """
 
     def __init__(
@@ -211,6 +190,7 @@ class TrainingLoop(ms.Callback):
         self.stop = stop
         self.first_step = progress.step
         self.saved_step = progress.step
+        self.saved_path: str | None = None
         self.first_step_of_epoch = progress.step
         self.clock = 0.0
 
@@ -224,34 +204,35 @@ class TrainingLoop(ms.Callback):
 
     def on_train_step_end(self, run_context) -> None:
         """Check, show, and where an epoch ends evaluate and save."""
+        self.stop.take_signals()
         called = run_context.original_args()
         progress = self.progress
         progress.step = self.first_step + called.cur_step_num
         loss = float(called.net_outputs.asnumpy())
-        self.check_finite(loss)
+        if not math.isfinite(loss):
+            raise self.diverged(f"the loss became {loss}")
         self.monitor.step(progress.step, loss)
         if progress.step % progress.steps_per_epoch == 0:
             self.finish_epoch(run_context)
         elif self.config.save_checkpoint_steps and progress.step_in_epoch % self.config.save_checkpoint_steps == 0:
             self.save()
-        if self.stop.signal:
+        if self.stop.is_asked() and self.can_save:
             self.save()
             run_context.request_stop()
 
-    def check_finite(self, loss: float) -> None:
-        """Stop a run whose loss is no number.
+    @property
+    def can_save(self) -> bool:
+        """Whether rank 0 knows all that a resumed run needs: between two updates each rank has gradients of its own."""
+        return count_ranks() == 1 or self.progress.step % self.config.accumulate_steps == 0
 
-        Raises:
-            RunError: with the step, the rate and what to try.
-        """
-        if math.isfinite(loss):
-            return
+    def diverged(self, what: str) -> RunError:
+        """The error of a run whose numbers are none any more: with the step, the rate and what to try."""
         self.monitor.close()
         saved = find_checkpoints(self.checkpoints.folder)[:1] if self.checkpoints else []
         kept = f"the last good checkpoint is {saved[0]}" if saved else "no checkpoint had been saved"
         rate = self.monitor.learning_rate(self.progress.step)
-        raise RunError(
-            f"the loss became {loss} at step {self.progress.step_in_epoch} of epoch {self.progress.epoch} with "
+        return RunError(
+            f"{what} at step {self.progress.step_in_epoch} of epoch {self.progress.epoch} with "
             f"learning rate {rate:.3g}; try a smaller --lr_max, more --warmup_epochs or --clip_norm 5 ({kept})"
         )
 
@@ -260,7 +241,7 @@ class TrainingLoop(ms.Callback):
         progress = self.progress
         seconds = time.perf_counter() - self.clock
         steps = progress.steps_per_epoch
-        mean_loss = self.step_cell.take_loss_sum() / steps
+        mean_loss = sum_floats([self.step_cell.take_loss_sum()])[0] / (steps * count_ranks())
         progress.epoch_seconds += seconds
         self.monitor.end_epoch(progress.epoch, progress.epoch_seconds, steps, mean_loss)
         here = progress.step - self.first_step_of_epoch
@@ -279,14 +260,15 @@ class TrainingLoop(ms.Callback):
         if self.history:
             self.history.add(row)
             progress.rows = self.history.rows
-        if last or progress.epoch % self.config.save_checkpoint_epochs == 0 or is_best:
+        early = not last and progress.has_stagnated(self.config.early_stop)
+        if last or early or is_best or progress.epoch % self.config.save_checkpoint_epochs == 0:
             self.save(is_best)
-        if self.config.early_stop and progress.since_best >= self.config.early_stop and not last:
+        if early:
             self.monitor.say(f"stopped early: no better top-1 in {progress.since_best} evaluations")
             run_context.request_stop()
         self.clock = time.perf_counter()
         self.first_step_of_epoch = progress.step
-        if not last:
+        if not last and not early:
             self.monitor.begin_epoch(progress.epoch + 1, 0)
 
     def evaluate_epoch(self, row: dict) -> bool:
@@ -314,39 +296,31 @@ class TrainingLoop(ms.Callback):
         return is_best
 
     def save(self, is_best: bool = False) -> None:
-        """Save the state after this step, if this rank saves and has not done so."""
-        if self.checkpoints is None or not self.config.save_checkpoint or self.saved_step == self.progress.step:
+        """Save the state after this step, if this rank saves and has not done so.
+
+        Raises:
+            RunError: if a number of it is not finite; it would take a good checkpoint's place.
+        """
+        progress = self.progress
+        if self.checkpoints is None or not self.config.save_checkpoint or self.saved_step == progress.step:
             return
-        within_epoch = self.progress.step_in_epoch != self.progress.steps_per_epoch
-        epoch_seconds = self.progress.epoch_seconds + time.perf_counter() - self.clock if within_epoch else 0.0
-        path = self.checkpoints.save(self.step_cell, self.progress, self.config, epoch_seconds)
-        self.saved_step = self.progress.step
-        if is_best:
-            self.checkpoints.save_best(path)
-
-
-def find_resume(resume: str, folder: str, say: Callable[[str], None] = print) -> Checkpoint | None:
-    """The checkpoint to go on from.
-
-    Args:
-        resume: a path, or "auto" for the newest in `folder` that verifies.
-        folder: the run's checkpoints.
-        say: told of those passed over.
-
-    Returns:
-        Checkpoint, or None where "auto" finds nothing: the run begins.
-
-    Raises:
-        RunError: if the named file cannot be used.
-    """
-    if resume != "auto":
-        return read_checkpoint(resume)
-    for path in find_checkpoints(folder):
-        try:
-            return read_checkpoint(path)
-        except RunError as error:
-            say(f"passed over: {error}")
-    return None
+        weights = network_weights(self.step_cell.network)
+        training = {name: parameter.asnumpy() for name, parameter in self.step_cell.training_parameters().items()}
+        for name, value in {**weights, **training}.items():
+            if not np.isfinite(value).all():
+                raise self.diverged(f"{name} became infinite or NaN")
+        within_epoch = progress.step_in_epoch != progress.steps_per_epoch
+        seconds = progress.epoch_seconds + time.perf_counter() - self.clock if within_epoch else 0.0
+        state = {
+            "progress": {**progress.as_state(), "epoch_seconds": seconds},
+            "config": self.config.as_dict(),
+            "rank_size": count_ranks(),
+        }
+        averages = self.step_cell.average_weights()
+        self.saved_path = self.checkpoints.save(
+            progress.epoch, progress.step_in_epoch, is_best, weights, averages, training, state
+        )
+        self.saved_step = progress.step
 
 
 def merge_resumed(config: Config, checkpoint: Checkpoint, rank_size: int) -> Config:
@@ -375,16 +349,25 @@ def merge_resumed(config: Config, checkpoint: Checkpoint, rank_size: int) -> Con
     return config.replace(**kept)
 
 
-def fit_classifier(checkpoint: Checkpoint, info: ModelInfo, network: nn.Cell) -> Weights:
-    """Weights of a checkpoint for a network; with another class count its dense layer keeps its own start.
+def adopt_pretrained(config: Config, checkpoint: Checkpoint) -> Config:
+    """Take from trained weights what network they are of and what images they expect, where no flag says otherwise.
 
     Raises:
-        UsageError: if the checkpoint is of another variant, padding or epsilon.
+        UsageError: if a flag names another variant, padding or epsilon than the weights were trained with.
     """
-    for name, flag in (("variant", "variant"), ("padding", "padding"), ("norm_eps", "norm_eps")):
-        before, now = getattr(checkpoint.info, name), getattr(info, name)
-        if before != now:
-            raise UsageError(f"--{flag} is {now}, but {checkpoint.path} was trained with {before}")
+    info, preprocess = checkpoint.info, checkpoint.info.preprocess
+    for name in ("variant", "padding", "norm_eps"):
+        now, before = getattr(config, name), getattr(info, name)
+        if name in config.given and now != before:
+            raise UsageError(f"--{name} is {now}, but {checkpoint.path} was trained with {before}")
+    values = {name: getattr(info, name) for name in ("variant", "padding", "norm_eps")}
+    values.update({name: getattr(preprocess, name) for name in ("image_size", "interpolation", "mean", "std")})
+    values["crop_ratio"] = preprocess.image_size / preprocess.resize
+    return config.replace(**{name: value for name, value in values.items() if name not in config.given})
+
+
+def fit_classifier(checkpoint: Checkpoint, info: ModelInfo, network: nn.Cell) -> Weights:
+    """Weights of a checkpoint for a network; with another class count its dense layer keeps its own start."""
     weights = checkpoint.ema or checkpoint.weights
     if checkpoint.info.num_classes == info.num_classes:
         return weights
@@ -392,7 +375,7 @@ def fit_classifier(checkpoint: Checkpoint, info: ModelInfo, network: nn.Cell) ->
     return {name: fresh[name] if name.startswith("classifier.") else value for name, value in weights.items()}
 
 
-def evaluator(info: ModelInfo, batches: Callable, smooth_factor: float) -> Callable[[Weights], Score]:
+def evaluator(info: ModelInfo, batches: Callable, smooth_factor: float, kernels=None) -> Callable[[Weights], Score]:
     """A function from weights to their score on a held-out set.
 
     It uses a network of its own, so that the one in training keeps its state and its compiled graph.
@@ -401,12 +384,15 @@ def evaluator(info: ModelInfo, batches: Callable, smooth_factor: float) -> Calla
         info: the network.
         batches: called for an iterable of (images, labels) of the set.
         smooth_factor: of the training loss.
+        kernels: see `EfficientNet`.
     """
-    network = build_network(info)
+    network = build_network(info, kernels=kernels)
     network.set_train(False)
 
     def score(weights: Weights) -> Score:
-        load_weights(network, weights)
+        # Each rank has batch-norm statistics of its own; what is scored is what rank 0 saves.
+        statistics = {name: value for name, value in weights.items() if name.endswith(STATISTICS)}
+        load_weights(network, {**weights, **take_from_rank_0(statistics)})
         return sum_over_ranks(evaluate(network, batches(), smooth_factor))
 
     return score

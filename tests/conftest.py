@@ -1,4 +1,4 @@
-"""What every test finds prepared: quiet logs, the fast convolution set-up, the digits."""
+"""What every test finds prepared: quiet logs, the fast convolution set-up, the digits, a training run."""
 
 import os
 
@@ -9,6 +9,8 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
+
+from tests.training_runs import few_images, training_run  # noqa: F401  fixtures that several files share
 
 
 @pytest.fixture(scope="session")
