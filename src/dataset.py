@@ -28,6 +28,8 @@ from src.preprocess import ImageError, Preprocess, crop_encoded, normalise
 BAD_LABEL = -1
 """Label of an evaluation image that could not be decoded: it counts as wrong."""
 MAX_DEVICES_ON_HOST = 8
+THREADS_PER_CORE = 2
+"""Some wait for the disk while others decode."""
 CHUNK = 8
 """Images that a thread prepares in one go: each handing over has its price."""
 BATCHES_AHEAD = 2
@@ -87,6 +89,8 @@ class BadImages:
             if self.failure:
                 raise self.failure from None
             raise
+        if self.failure:
+            raise self.failure
 
 
 def create_dataset(
@@ -166,7 +170,7 @@ def create_dataset(
         np.arange(rank, len(folder), device_num)[skip_batches * batch_size :],
         batch_size,
         preprocess,
-        num_workers or count_workers(device_num),
+        num_workers or THREADS_PER_CORE * count_workers(device_num),
         bad if bad is not None else BadImages(len(folder)),
         normalised,
     )
@@ -208,7 +212,7 @@ def create_training_stream(
         preprocess or Preprocess(),
         Augmentation(**(augment or {})),
         seed,
-        num_workers or count_workers(device_num),
+        num_workers or THREADS_PER_CORE * count_workers(device_num),
         bad if bad is not None else BadImages(len(folder)),
         normalised,
     )
@@ -239,7 +243,7 @@ def check_sharding(batch_size: int, device_num: int, rank: int) -> None:
 
 
 def count_workers(devices: int = 1) -> int:
-    """Threads that prepare images for one device: the cores that this process may use, shared among the host's devices.
+    """Cores that prepare images for one device: those that this process may use, shared among the host's devices.
 
     A process that is bound to some of the cores (as our launcher does) has them for itself.
     """

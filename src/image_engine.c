@@ -329,8 +329,9 @@ static inline int32_t grey(int32_t red, int32_t green, int32_t blue) {
 }
 
 static inline uint8_t blend(int32_t from, int32_t to, float factor) {
-  const float value = (float)from + factor * (float)(to - from);
-  return value <= 0.0F ? 0 : value >= 255.0F ? 255 : (uint8_t)(int32_t)value;
+  // Pillow clips first and then drops the fraction; the other way round is the same, and faster.
+  const int32_t value = (int32_t)((float)from + factor * (float)(to - from));
+  return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
 }
 
 static void blend_with(uint8_t *values, size_t count, int32_t base, float factor) {

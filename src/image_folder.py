@@ -55,7 +55,7 @@ class ImageFolder:
         Raises:
             OSError: if its file cannot be read.
         """
-        with open(self.full_path(index), "rb") as file:
+        with open(self.full_path(index), "rb", buffering=0) as file:
             return file.read()
 
 

@@ -1,18 +1,32 @@
 """MindSpore's data sets: order, sharding, reproducibility, augmentation switches, bad images."""
 
+import contextlib
 import io
 import os
+import time
 
+import mindspore as ms
 import mindspore.dataset as ds
 import numpy as np
 import pytest
+from mindspore import nn
 from mindspore.dataset import vision
 from PIL import Image
 
 from src.cli import RunError
-from src.dataset import BAD_LABEL, BadImages, count_workers, create_dataset, create_training_stream, training_order
+from src.dataset import (
+    BAD_LABEL,
+    BadImages,
+    Batch,
+    count_workers,
+    create_dataset,
+    create_training_stream,
+    fill_batches,
+    training_order,
+)
 from src.image_folder import read_image_folder
-from src.preprocess import Preprocess, load_image
+from src.preprocess import ImageError, Preprocess, load_image
+from src.train_step import TrainStep
 
 SIDE = 32
 SMALL = Preprocess.for_image_size(SIDE)
@@ -123,6 +137,29 @@ class TestTraining:
         runs = [batches(create_dataset(folder, True, 8, preprocess=SMALL, seed=5, num_workers=workers)) for _ in "ab"]
         assert equal(*runs)
 
+    @pytest.mark.parametrize("policy", ["none", "randaugment"])
+    def test_batches_depend_on_the_epoch_not_on_what_was_drawn_before(self, folder, policy):
+        settings = {"preprocess": SMALL, "augment": {"auto_augment": policy}, "num_workers": 2}
+        alone = batches(create_dataset(folder, True, 8, epoch=2, **settings))
+        for epoch in range(3):
+            after_others = batches(create_dataset(folder, True, 8, epoch=epoch, **settings))
+        assert equal(alone, after_others)
+
+    def test_the_number_of_threads_changes_nothing(self, folder):
+        runs = [batches(create_dataset(folder, True, 8, preprocess=SMALL, num_workers=count)) for count in (1, 2, 7)]
+        assert equal(runs[0], runs[1]) and equal(runs[0], runs[2])
+
+    def test_pixels_for_a_device_that_normalises(self, folder):
+        floats = batches(create_dataset(folder, True, 8, preprocess=SMALL))
+        pixels = batches(create_dataset(folder, True, 8, preprocess=SMALL, normalised=False))
+        step = TrainStep(
+            nn.Dense(1, 1), None, nn.SGD(nn.Dense(1, 1).trainable_params()), mean=SMALL.mean, std=SMALL.std
+        )
+        for (images, _), (planes, _) in zip(floats, pixels):
+            assert planes.dtype == np.uint8
+            np.testing.assert_allclose(step.normalise(ms.Tensor(planes)).asnumpy(), images, rtol=0, atol=1e-6)
+            assert step.normalise(ms.Tensor(images)).dtype == ms.float32
+
     def test_another_seed_or_epoch_gives_others(self, folder):
         runs = [
             batches(create_dataset(folder, True, 8, preprocess=SMALL, seed=seed, epoch=epoch))
@@ -131,8 +168,10 @@ class TestTraining:
         assert not equal(runs[0], runs[1]) and not equal(runs[0], runs[2]) and not equal(runs[1], runs[2])
 
     @pytest.mark.parametrize("workers", [1, 2])
-    def test_skipping_gives_exactly_the_batches_that_are_left(self, folder, workers):
-        settings = {"preprocess": SMALL, "seed": 2, "epoch": 3, "num_workers": workers}
+    @pytest.mark.parametrize("policy", ["none", "autoaugment"])
+    def test_skipping_gives_exactly_the_batches_that_are_left(self, folder, workers, policy):
+        augment = {"auto_augment": policy}
+        settings = {"preprocess": SMALL, "seed": 2, "epoch": 3, "num_workers": workers, "augment": augment}
         whole = batches(create_dataset(folder, True, 8, **settings))
         for skipped in (1, 5):
             dataset = create_dataset(folder, True, 8, skip_batches=skipped, **settings)
@@ -314,6 +353,29 @@ class TestBadImages:
         with pytest.raises(RunError, match="1 of 24 images cannot be used"), bad.as_sentence():
             batches(create_dataset(damaged, False, 8, preprocess=SMALL, bad=bad))
 
+    def test_which_images_end_a_run_is_the_same_every_time(self, damaged):
+        sentences = set()
+        for workers in (1, 2, 5) * 3:
+            bad = BadImages(len(damaged), 0.05)
+            with pytest.raises(RunError) as error, bad.as_sentence():
+                batches(create_dataset(damaged, True, 8, preprocess=SMALL, bad=bad, num_workers=workers))
+            sentences.add(str(error.value))
+        assert len(sentences) == 1 and sentences.pop().startswith("2 of 24 images cannot be used")
+
+    def test_a_failure_that_mindspore_swallows_is_not_lost(self):
+        bad = BadImages(10, 0.0)
+        with pytest.raises(RunError, match="1 of 10 images"), bad.as_sentence():
+            with contextlib.suppress(RunError):
+                bad.add("a.jpg", ImageError("a.jpg: broken"), "")
+
+    def test_nothing_but_bad_images_where_any_number_is_allowed(self, tmp_path):
+        (tmp_path / "a").mkdir()
+        for index in range(8):
+            (tmp_path / "a" / f"{index}.jpg").write_bytes(b"no image")
+        bad = BadImages(8)
+        with pytest.raises(RunError, match="none of its 8 images can be decoded"), bad.as_sentence():
+            batches(create_dataset(str(tmp_path), True, 4, preprocess=SMALL, bad=bad))
+
     def test_nothing_but_bad_images(self, tmp_path):
         (tmp_path / "a").mkdir()
         for index in range(8):
@@ -321,6 +383,37 @@ class TestBadImages:
         bad = BadImages(8, 0.999)
         with pytest.raises(RunError, match="8 of 8 images cannot be used"), bad.as_sentence():
             batches(create_dataset(str(tmp_path), True, 4, preprocess=SMALL, bad=bad))
+
+
+class TestFillingBatches:
+    def test_few_are_begun_before_they_are_asked_for(self):
+        begun = []
+
+        def start():
+            for number in range(100):
+                begun.append(number)
+                yield Batch(np.arange(20), Preprocess(1, 1), False)
+
+        def fill(batch, row):
+            batch.planes[row] = row
+
+        filled = fill_batches(start(), fill, 4)
+        for number in range(5):
+            batch = next(filled)
+            np.testing.assert_array_equal(batch.images[:, 0, 0, 0], np.arange(20))
+            time.sleep(0.05)
+            assert len(begun) <= number + 6
+        filled.close()
+
+    def test_none(self):
+        assert list(fill_batches([], None, 2)) == []
+
+    def test_an_error_arrives(self):
+        def fill(batch, row):
+            raise KeyError("row")
+
+        with pytest.raises(KeyError):
+            list(fill_batches([Batch(np.arange(20), Preprocess(1, 1), False)], fill, 2))
 
 
 class TestWorkers:
