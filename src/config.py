@@ -78,8 +78,8 @@ class Parameter:
 
 GROUPS = {
     "paths and device": (
-        Parameter("dataset_path", None, str, "folder of class folders to train on"),
-        Parameter("eval_dataset_path", None, str, "folder of class folders to evaluate on while training"),
+        Parameter("dataset_path", None, str, "folder of class folders, or a MindRecord made of one, to train on"),
+        Parameter("eval_dataset_path", None, str, "the same to evaluate on while training"),
         Parameter(
             "device_target", None, choice("Ascend", "GPU", "CPU"), "device; an NPU if there is one, else the CPU"
         ),
