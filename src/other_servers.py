@@ -152,7 +152,12 @@ class OtherServers:
             link.server_id = messages[0]["server"]
         done = any(message["what"] == "done" for message in messages)
         if ended and not done and link.server_id:
-            gone = {"server": link.server_id, "what": "failed", "signal": 0, "sentence": "its launcher has gone"}
+            gone = {
+                "server": link.server_id,
+                "what": "failed",
+                "signal": 0,
+                "sentence": "its launcher has gone or cannot be reached",
+            }
             messages.append(gone)
         if ended or done:
             self.drop(link)
