@@ -1,9 +1,9 @@
 #!/bin/sh
-# Install what building and testing ascend310_infer needs from Debian's or Ubuntu's packages, as far as it is missing.
+# Install what building and testing ascend310_infer and the image engine need from Debian's or Ubuntu's packages, as far as missing.
 set -eu
 . "$(dirname -- "$0")/common.sh"
 
-packages="cmake make g++ libturbojpeg0-dev libpng-dev nlohmann-json3-dev libcli11-dev libgtest-dev"
+packages="cmake make g++ libjpeg-dev libturbojpeg0-dev libpng-dev nlohmann-json3-dev libcli11-dev libgtest-dev"
 
 if ! command -v dpkg-query > /dev/null || ! command -v apt-get > /dev/null; then
     fail "this is neither Debian nor Ubuntu: install the counterparts of $packages yourself" 1

@@ -327,7 +327,7 @@ def test_without_the_engine_every_batch_is_the_same(tmp_path):
 
 def test_what_is_said_where_there_is_no_compiler(tmp_path):
     code = "from src.image_engine import describe_engine; print(describe_engine())"
-    environment = {**os.environ, "PATH": str(tmp_path), "CC": "", "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {**os.environ, "PATH": str(tmp_path), "CC": "", "IMAGE_ENGINE": ""}
     run = {"capture_output": True, "text": True, "check": True, "cwd": REPOSITORY}
     said = subprocess.run([sys.executable, "-c", code], env=environment, **run).stdout
     assert said.startswith("decoded by Pillow, which takes longer for the same bytes (there is no C compiler;")

@@ -191,23 +191,23 @@ class TestSystemPackages:
         return done, calls.read_text().splitlines() if calls.exists() else []
 
     def test_installs_only_what_is_missing(self, tmp_path):
-        installed = "cmake make g++ libpng-dev nlohmann-json3-dev libgtest-dev"
+        installed = "cmake make g++ libjpeg-dev libpng-dev nlohmann-json3-dev libgtest-dev"
         done, calls = self.run(tmp_path, installed, id="echo 0")
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == "system packages: installing libturbojpeg0-dev libcli11-dev\n"
         assert calls[1] == "apt-get install -y -qq --no-install-recommends libturbojpeg0-dev libcli11-dev"
 
     def test_asks_for_nothing_when_all_is_there(self, tmp_path):
-        installed = "cmake make g++ libturbojpeg0-dev libpng-dev nlohmann-json3-dev libcli11-dev libgtest-dev"
+        installed = (
+            "cmake make g++ libjpeg-dev libturbojpeg0-dev libpng-dev nlohmann-json3-dev libcli11-dev libgtest-dev"
+        )
         done, calls = self.run(tmp_path, installed, id="echo 1000")
         assert (done.returncode, done.stdout, done.stderr, calls) == (0, "", "", [])
 
     def test_without_root_it_uses_sudo_or_says_that_it_cannot(self, tmp_path):
         done, calls = self.run(tmp_path, "cmake make g++", id="echo 1000")
         assert done.returncode == 1
-        assert done.stderr.startswith(
-            "error: missing packages, and neither root nor sudo to install them: libturbojpeg0"
-        )
+        assert done.stderr.startswith("error: missing packages, and neither root nor sudo to install them: libjpeg-dev")
         assert calls == []
 
     def test_with_sudo(self, tmp_path):
