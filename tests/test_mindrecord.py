@@ -295,3 +295,22 @@ class TestWrongUse:
         assert result.returncode == code and sentence in result.stderr
         assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
         assert not os.path.exists(os.path.join(root, "out"))
+
+
+def test_eval_gives_the_same_result_line(root, packed, tmp_path, capsys):
+    import eval as evaluation
+    from src.checkpoint import network_shapes, write_checkpoint
+    from src.cli import run_cli
+    from src.model_info import ModelInfo
+
+    random = np.random.default_rng(0)
+    classes = tuple(read_image_folder(root).classes)
+    info = ModelInfo("b0", len(classes), classes, "same", 1e-3, Preprocess.for_image_size(32))
+    weights = {name: random.uniform(-0.05, 0.1, shape) for name, shape in network_shapes(info).items()}
+    path = str(tmp_path / "b0.ckpt")
+    write_checkpoint(path, {name: np.abs(value).astype(np.float32) for name, value in weights.items()}, info)
+    results = []
+    for dataset in (root, packed):
+        assert run_cli(evaluation.main, ["--dataset_path", dataset, "--checkpoint_path", path]) == 0
+        results.append(capsys.readouterr().out.splitlines()[-1])
+    assert results[0] == results[1] and results[0].startswith("result: {'Loss': ")
