@@ -348,6 +348,16 @@ class TestBadImages:
         assert [len(images) for images, _ in result] == [7, 7, 7] and (labels == 0).all()
         assert len(bad) == 3 and capsys.readouterr().err.count("it is left out") == 3
 
+    def test_a_file_that_cannot_be_read_is_a_bad_image(self, folder, tmp_path, capsys):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "1.jpg").write_bytes(jpeg(1))
+        (tmp_path / "a" / "2.jpg").symlink_to(tmp_path / "missing.jpg")
+        for do_train, consequence in ((False, "it counts as wrong"), (True, "another image takes its place")):
+            ((images, labels),) = batches(create_dataset(str(tmp_path), do_train, 2, preprocess=SMALL))
+            assert labels.tolist() == ([0, 0] if do_train else [0, BAD_LABEL])
+            sentence = f"warning: {tmp_path}/a/2.jpg: there is no such file or directory; {consequence}\n"
+            assert capsys.readouterr().err == sentence
+
     def test_evaluation_fails_above_the_share(self, damaged):
         bad = BadImages(len(damaged), 0.0)
         with pytest.raises(RunError, match="1 of 24 images cannot be used"), bad.as_sentence():
