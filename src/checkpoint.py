@@ -53,6 +53,7 @@ class Checkpoint:
         ema: the same names with averaged values, or None.
         training: the optimiser's parameters and the like, by MindSpore's names; empty outside of training.
         state: epoch, step and the like; empty outside of training.
+        described: whether the file itself says what `info` does; a published one leaves the images unsaid.
     """
 
     path: str
@@ -61,6 +62,7 @@ class Checkpoint:
     ema: Optional[Weights]
     training: Weights
     state: dict
+    described: bool = True
 
 
 def checkpoint_name(variant: str, rank: int, epoch: int, step: int) -> str:
@@ -158,7 +160,7 @@ def read_published(path: str, entries: Weights) -> Checkpoint:
         raise RunError(f"{path}: it has no classifier; convert_weights.py can give it a new one")
     info = source_of(layout).describe(translated.variant, translated.num_classes)
     check_weights(path, info, translated.weights, network_shapes(info))
-    return Checkpoint(path, info, translated.weights, None, {}, {})
+    return Checkpoint(path, info, translated.weights, None, {}, {}, described=False)
 
 
 def read_entries(path: str) -> Weights:

@@ -15,6 +15,8 @@ from src.cli import RunError
 from src.preprocess import Preprocess
 
 FORMAT = 1
+METADATA_KEY = "efficientnet"
+"""Of the entry in an ONNX file's metadata that holds the description."""
 PADDINGS = ("same", "symmetric")
 VARIANT_NAMES = tuple(f"b{i}" for i in range(8))
 

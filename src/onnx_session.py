@@ -15,10 +15,9 @@ import onnxruntime
 
 from src.cli import RunError, UsageError, describe_os_error
 from src.imagenet import read_classes
-from src.model_info import ModelInfo
+from src.model_info import METADATA_KEY, ModelInfo
 from src.preprocess import Preprocess, normalise
 
-METADATA_KEY = "efficientnet"
 LOGITS = "logits"
 PROVIDERS = {
     "Ascend": ("CANNExecutionProvider", "onnxruntime-cann"),

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import infer_onnx
-from scripts.quickstart import parse_onnx_result
+from scripts.quickstart import parse_onnx_result, parse_result
 from src import classification, onnx_session
 from src.class_report import ClassTally, draw_confusion, write_report
 from src.classification import BatchSizes, choose_sizes, classify
@@ -907,6 +907,35 @@ class TestClassReport:
         with Image.open(tmp_path / "c.png") as image:
             assert max(image.size) < 4000
         assert os.listdir(tmp_path) == ["c.png"]
+
+
+class TestOwnExport:
+    def test_the_scores_are_those_of_the_checkpoint(self, digits, tmp_path):
+        """eval.py and infer_onnx.py on the held-out digits, with random weights that spread them over the classes."""
+        peers = pytest.importorskip("tests.peers")
+        preprocess = Preprocess.for_image_size(64)
+        some = sorted(digits.glob("val/*/*.jpg"))[::6]
+        images = np.stack([load_image(str(path), preprocess) for path in some])
+        model = peers.randomise(peers.create_peer("timm_tf", "b0", num_classes=10), images)
+        peers.torch.save(model.state_dict(), tmp_path / "tf_efficientnet_b0.pth")
+
+        def script(name, *flags):
+            command = [sys.executable, str(ROOT / name), *map(str, flags)]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        sizes = ("--image_size", 64, "--mean", 127.5, "--std", 127.5, "--crop_ratio", 0.875)
+        script("convert_weights.py", "--source", "tf_efficientnet_b0.pth", "--target", "b0.ckpt", *sizes)
+        script("export.py", "--checkpoint_path", "b0.ckpt", "--file_name", "b0.onnx", "--file_format", "ONNX")
+        checkpoint = parse_result(
+            script(
+                "eval.py", "--checkpoint_path", "b0.ckpt", "--dataset_path", digits / "val", "--device_target", "CPU"
+            )
+        )
+        out = script("infer_onnx.py", "--onnx_path", "b0.onnx", "--dataset_path", digits / "val", "--report", "r.csv")
+        assert parse_onnx_result(out) == checkpoint and 0 < checkpoint[0] < checkpoint[1] < 1
+        assert "model: b0.onnx: B0, 10 classes; shorter side to 73 (bicubic), centre 64, mean 127.5" in out
 
 
 class TestScript:

@@ -1,0 +1,123 @@
+"""Write a checkpoint as a file for deployment: MINDIR, ONNX or AIR.
+
+python export.py --checkpoint_path Efficientnet_b0-rank0-350_625.ckpt --file_name b0 --file_format ONNX
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from src.device import prepare_device  # first: it sets what MindSpore reads when it loads
+
+from src.checkpoint import Checkpoint, read_checkpoint
+from src.cli import UsageError, parse_bool, parse_positive_int, run_cli
+from src.config import Config, add_parameters, choice, create_parser, positive, take_parameters
+from src.conversion import override
+from src.export import export
+from src.export_plan import PRECISIONS, SUFFIXES, Plan, complete_path
+from src.model_info import ModelInfo
+
+SHARED = ("device_target", "device_id", "variant", "class_num", "image_size")
+
+
+def parse_arguments(argv=None):
+    """Read the flags: (those of this script, the shared parameters)."""
+    parser = create_parser(__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint_path", required=True, help="the .ckpt file to export")
+    parser.add_argument("--file_name", help="file to write; the format's suffix may be left out (default: the variant)")
+    formats = {"type": choice(*SUFFIXES), "default": "MINDIR", "metavar": "|".join(SUFFIXES)}
+    parser.add_argument("--file_format", **formats, help="AIR needs an Ascend device (default: MINDIR)")
+    # Training has parameters of these names, which mean other things.
+    averaged = {"dest": "averaged", "metavar": "USE_EMA", "type": parse_bool, "default": True}
+    parser.add_argument("--use_ema", **averaged, help="take averaged weights where the file has them (default: True)")
+    batch = {"dest": "fixed_batch", "metavar": "BATCH_SIZE", "type": parse_positive_int}
+    parser.add_argument("--batch_size", **batch, help="images of a run of MINDIR and AIR (default: 1)")
+    add_content_flags(parser.add_argument_group("what is in the file"))
+    add_proof_flags(parser.add_argument_group("proof"))
+    add_parameters(parser, SHARED)
+    arguments = parser.parse_args(argv)
+    return arguments, take_parameters(arguments)
+
+
+def add_content_flags(group) -> None:
+    """Flags on what the file computes."""
+    switch = {"type": parse_bool, "metavar": "True|False"}
+    folds = "fold batch norms into the convolutions (default: True)"
+    group.add_argument("--fold_bn", **switch, default=True, help=folds)
+    pixels = "take uint8 pixels (N, S, S, 3) and normalise them in the file (default: False)"
+    group.add_argument("--include_preprocessing", **switch, default=False, help=pixels)
+    group.add_argument(
+        "--include_softmax", **switch, default=False, help="second output: probabilities (default: False)"
+    )
+    precision = {"type": choice(*PRECISIONS), "default": "fp32", "metavar": "|".join(PRECISIONS)}
+    group.add_argument("--precision", **precision, help="ONNX: how weights are stored (default: fp32)")
+    group.add_argument("--calibration_path", metavar="DIR", help="int8: folder of images that ranges are taken from")
+    bits = "int8: weights of 7 bits, for x86 without VNNI (default: as this CPU needs)"
+    group.add_argument("--reduce_range", **switch, help=bits)
+
+
+def add_proof_flags(group) -> None:
+    """Flags on how the file is proved."""
+    images = "folder of images to run file and checkpoint on (default: noise; int8: those of --calibration_path)"
+    group.add_argument("--verify", metavar="DIR", help=images)
+    tolerance = "difference allowed for each unit of the largest logit (default: 0.0001; fp16 0.03, int8 0.5)"
+    group.add_argument("--tolerance", type=positive, help=tolerance)
+
+
+def resolve_info(parameters: Config, checkpoint: Checkpoint) -> ModelInfo:
+    """What the file will expect: what the checkpoint says; a published one, which does not say it, may be told a size.
+
+    Raises:
+        UsageError: if a flag contradicts the checkpoint, with both values.
+    """
+    info = checkpoint.info
+    flags = {"variant": info.variant, "class_num": info.num_classes}
+    if checkpoint.described:
+        flags["image_size"] = info.preprocess.image_size
+    for flag, before in flags.items():
+        given = getattr(parameters, flag)
+        if flag in parameters.given and given != before:
+            hint = "; convert_weights.py can write a checkpoint of another size" if flag == "image_size" else ""
+            raise UsageError(f"--{flag} is {given}, but {checkpoint.path} was trained with {before}{hint}")
+    return info if checkpoint.described else override(info, parameters)
+
+
+def main(argv=None) -> None:
+    """Load, write, prove, say what was done."""
+    arguments, parameters = parse_arguments(argv)
+    kind = arguments.file_format
+    if arguments.file_name is not None:
+        complete_path(arguments.file_name, kind)  # a wrong name is known before the device is started
+    device = prepare_device(parameters.device_target, parameters.device_id)
+    if kind == "AIR" and device.target != "Ascend":
+        raise UsageError(f"--file_format AIR needs an Ascend device, this is a {device.target}; take MINDIR or ONNX")
+    checkpoint = read_checkpoint(arguments.checkpoint_path)
+    info = resolve_info(parameters, checkpoint)
+    averaged = arguments.averaged and checkpoint.ema is not None
+    plan = Plan(
+        complete_path(arguments.file_name or f"efficientnet_{info.variant}", kind),
+        kind,
+        info,
+        averaged,
+        arguments.fold_bn,
+        arguments.fixed_batch,
+        arguments.include_preprocessing,
+        arguments.include_softmax,
+        arguments.precision,
+        arguments.calibration_path,
+        arguments.reduce_range,
+        arguments.verify,
+        arguments.tolerance,
+    )
+    print(
+        f"device: {device.describe()}; EfficientNet-{info.variant.upper()}, {info.num_classes} classes, "
+        f"{'averaged' if averaged else 'raw'} weights, {plan.precision}",
+        flush=True,
+    )
+    export(checkpoint, plan)
+    print(f"written: {plan.path}, {os.path.getsize(plan.path) / 1e6:.1f} MB, {plan.describe()}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

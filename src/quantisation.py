@@ -1,0 +1,117 @@
+"""A float ONNX model of the network to int8, by ONNX Runtime's static quantisation. Does without MindSpore.
+
+Weights become int8 with a scale for each output channel, activations uint8 with a scale for each tensor, both as pairs
+of QuantizeLinear and DequantizeLinear (QDQ), which every runtime understands. What was tried on the digits and on
+random weights (benchmarks/quantisation.py repeats it):
+
+- The stem and the first depthwise convolution stay in float, with their swish: at the largest resolution and with so
+  few channels int8 is slower there than float, and the rounding of the first layers grows through all others.
+- All else is int8, swish and squeeze-and-excitation too. Leaving either in float is no more accurate and twice as slow:
+  every switch between float and int8 is a pass over the activations.
+- The logits come out of the last product as float. As uint8 they would have 256 levels, and classes would tie.
+- Ranges are the smallest and largest values seen. Percentiles and least squares cut off the few large activations that
+  a trained network relies on, and are no better or much worse. Symmetric ranges waste half of the 8 bits, because
+  swish is never below -0.28.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Optional
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+# Everything between images and features; preprocessing and softmax are of other types.
+OPERATORS = ("Conv", "Sigmoid", "Mul", "Add", "GlobalAveragePool", "Flatten", "Gemm")
+FLOAT_LAYERS = r"stem\b|blocks\.0\.depthwise\b"
+CALIBRATION_BATCH = 4
+
+
+class Batches(CalibrationDataReader):
+    """Calibration images as ONNX Runtime asks for them.
+
+    Args:
+        inputs: of the model, shape (N, ...).
+    """
+
+    def __init__(self, inputs: np.ndarray):
+        self.batches: Iterator[np.ndarray] = (
+            inputs[start : start + CALIBRATION_BATCH] for start in range(0, len(inputs), CALIBRATION_BATCH)
+        )
+
+    def get_next(self) -> Optional[dict]:
+        batch = next(self.batches, None)
+        return None if batch is None else {"image": batch}
+
+
+def quantise(
+    model: ModelProto, inputs: np.ndarray, reduce_range: bool = False, float_layers: str = FLOAT_LAYERS, **settings
+) -> ModelProto:
+    """Quantise a model of `onnx_graph.build_model` with folded batch norms.
+
+    Args:
+        model: float32.
+        inputs: images that the ranges of the activations are taken from, as the model's input wants them.
+        reduce_range: weights of 7 bits. CPUs without VNNI add two products of 8 bits in a register of 16, which can
+            overflow.
+        float_layers: pattern of the layers' names that stay in float.
+        settings: of `quantize_static`, in place of those that are used here.
+
+    Returns:
+        ModelProto with the same inputs and outputs.
+    """
+    settings = {
+        "quant_format": QuantFormat.QDQ,
+        "per_channel": True,
+        "activation_type": QuantType.QUInt8,
+        "weight_type": QuantType.QInt8,
+        "calibrate_method": CalibrationMethod.MinMax,
+        "op_types_to_quantize": list(OPERATORS),
+        "nodes_to_exclude": [node.name for node in model.graph.node if re.match(float_layers, node.name)],
+        "extra_options": {"OpTypesToExcludeOutputQuantization": ["Gemm"]},
+        **settings,
+    }
+    with tempfile.TemporaryDirectory() as folder, quiet_root_logger():
+        # Given the model itself, ONNX Runtime would move its weights out of it into a file.
+        paths = [os.path.join(folder, name) for name in ("float.onnx", "int8.onnx")]
+        onnx.save(model, paths[0])
+        quantize_static(*paths, Batches(inputs), reduce_range=reduce_range, **settings)
+        quantised = onnx.load(paths[1])
+    quantised.ir_version = model.ir_version
+    onnx.checker.check_model(quantised, full_check=True)
+    return quantised
+
+
+@contextlib.contextmanager
+def quiet_root_logger() -> Iterator[None]:
+    """Without ONNX Runtime's advice to optimise the model first: the batch norms are folded."""
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger().setLevel(level)
+
+
+def cpu_needs_reduced_range(flags: Optional[Sequence[str]] = None) -> bool:
+    """Whether this CPU would overflow in products of uint8 and full int8: x86 without VNNI.
+
+    Args:
+        flags: the processor's, as /proc/cpuinfo lists them; by default read from there.
+    """
+    if flags is None:
+        try:
+            with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+                found = re.search(r"^flags\s*:(.*)$", file.read(), re.MULTILINE)
+        except OSError:
+            found = None
+        flags = found[1].split() if found else ()
+    return "sse2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
