@@ -1,6 +1,13 @@
 """The kernels against MindSpore's own operators, numerical gradients in float64, and each other's instruction sets."""
 
 import ctypes
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
 
 import mindspore as ms
 import numpy as np
@@ -16,6 +23,7 @@ from src.models.layers import ConvNormActivation, PositionMean, SqueezeExcitatio
 from src.optimizer import create_optimizer
 from src.train_step import TrainStep
 
+ROOT = pathlib.Path(__file__).parent.parent
 LEVELS = list(build.LEVELS)
 TOLERANCE = 1e-5
 EPS, MOMENTUM = 1e-3, 0.9
@@ -378,3 +386,211 @@ def test_evaluated_network_is_mindspores(kernels, padding):
     own, fast = with_own_parameters(kernels, lambda kernels: small_network(kernels, padding).set_train(False))
     images = Tensor(random_array(np.random.default_rng(8), 3, 3, 40, 64))
     assert relative_error(fast(images).asnumpy(), own(images).asnumpy()) < TOLERANCE
+
+
+def test_frozen_parts_and_micro_batches_work_with_kernels(kernels):
+    """The first stages in evaluation mode, two micro-batches an update."""
+    generator = np.random.default_rng(9)
+    images, labels = random_array(generator, 6, 3, 64, 47), np.arange(6, dtype=np.int32)
+    found = []
+    ms.set_context(mode=ms.GRAPH_MODE)
+    for chosen in (None, kernels):
+        network = small_network(chosen)
+        frozen = network.freeze(3)
+        weights = network.trainable_params()
+        optimizer = create_optimizer(weights, np.full(4, 1e-4, np.float32), Config(), chosen)
+        loss = CrossEntropySmooth(0.1, 10)
+        step = TrainStep(network, loss, optimizer, accumulate=2, frozen=frozen).set_train()
+        losses = [float(step(Tensor(images), Tensor(labels)).asnumpy()) for _ in range(4)]
+        found.append((losses, {parameter.name: parameter.asnumpy() for parameter in step.get_parameters()}))
+    (losses, parameters), (fast_losses, fast) = found
+    np.testing.assert_allclose(fast_losses, losses, rtol=1e-4)
+    for name, value in parameters.items():
+        assert np.abs(fast[name] - value).max() < 1e-3 * max(1.0, np.abs(value).max()), name
+
+
+def test_network_has_standard_operators_unless_kernels_are_asked_for():
+    """Exported files must run everywhere; export.py builds its network without kernels."""
+    modules = {type(cell).__module__ for _, cell in small_network(None).cells_and_names()}
+    assert "src.models.layers" in modules and "src.kernels.operators" not in modules
+
+
+def test_wrong_calls_are_refused(library):
+    x, weight = np.zeros((1, 4, 4, 16), np.float32), np.zeros((8, 16, 1, 1), np.float32)
+    settings = np.array([1, 0, 0, 0, 0, 0], np.float32)
+    y = np.zeros((1, 4, 4, 16), np.float32)
+    assert library.status("pointwise_convolve", [x, weight, settings], [y]) == 0
+    assert library.status("pointwise_convolve", [x, weight], [y]) != 0
+    assert library.status("pointwise_convolve", [x.astype(np.float64), weight, settings], [y]) != 0
+    assert library.status("pointwise_convolve", [x[..., :8], weight, settings], [y]) != 0
+    assert library.status("pointwise_convolve", [x, weight, settings], [y[:, :2]]) != 0
+    assert library.status("depthwise_convolve", [x, weight, settings], [y]) != 0
+
+
+# Compiling.
+
+
+@pytest.mark.parametrize(
+    "flags, level",
+    [
+        ("fpu avx2 fma avx512f avx512bw avx512dq avx512vl", "avx512"),
+        ("fpu avx2 fma avx512f", "avx2"),
+        ("fpu avx2", "generic"),
+        ("", "generic"),
+    ],
+)
+def test_level_is_the_widest_that_the_processor_has(tmp_path, flags, level):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbogomips\t: 1\n")
+    assert build.find_level(tmp_path / "cpuinfo") == level
+
+
+def test_other_machines_have_the_generic_level(tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd\n")
+    assert build.find_level(tmp_path / "cpuinfo") == "generic"
+    assert build.find_level(tmp_path / "nothing") == "generic"
+
+
+@pytest.fixture
+def fresh_cache(tmp_path, monkeypatch):
+    """An empty cache, and a compiler that notes its calls and makes an empty library in no time."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\n[ "$1" = --version ] && exit\nsleep 1\n'
+        f'while [ $# -gt 1 ]; do [ "$1" != -o ] || output=$2; shift; done\ncc -shared -x c /dev/null -o "$output"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    return tmp_path
+
+
+def compilations(folder):
+    """How often the compiler of `fresh_cache` has compiled."""
+    return sum("-o" in line for line in (folder / "calls").read_text().splitlines())
+
+
+def start_process(folder):
+    """A new process that asks for the library, and prints its path."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "temporary")}
+    command = [sys.executable, "-c", "from src.kernels.build import library; print(library())"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+
+
+def path_from(process):
+    """What a process of `start_process` printed."""
+    return process.communicate(timeout=120)[0].strip()
+
+
+def test_library_is_compiled_once_and_again_where_it_is_broken(fresh_cache):
+    path = path_from(start_process(fresh_cache))
+    assert path.startswith(str(fresh_cache / "cache"))
+    assert path_from(start_process(fresh_cache)) == path
+    assert compilations(fresh_cache) == 1
+    pathlib.Path(path).write_bytes(b"\x7fELF and no more")
+    assert path_from(start_process(fresh_cache)) == path
+    assert compilations(fresh_cache) == 2
+    assert os.path.getsize(path) > 1000
+
+
+def test_library_depends_on_sources_and_compiler(fresh_cache, monkeypatch):
+    compiler = build.find_compiler()
+    before = build.identity(compiler, "avx2")
+    assert build.identity(compiler, "generic") != before
+    assert build.identity(["g++"], "avx2") != before
+    sources = fresh_cache / "sources"
+    shutil.copytree(build.SOURCES, sources)
+    with open(sources / "norm.h", "a") as file:
+        file.write("// changed\n")
+    monkeypatch.setattr(build, "SOURCES", str(sources))
+    assert build.identity(compiler, "avx2") != before
+
+
+def test_processes_that_start_together_compile_once(fresh_cache):
+    processes = [start_process(fresh_cache) for _ in range(3)]
+    paths = {path_from(process) for process in processes}
+    assert len(paths) == 1 and os.path.isfile(paths.pop())
+    assert compilations(fresh_cache) == 1
+
+
+def test_cache_that_cannot_be_written_gives_way_to_temporary_files(fresh_cache):
+    (fresh_cache / "cache").write_text("a file")
+    assert build.library().startswith(str(fresh_cache / "temporary"))
+
+
+def test_cache_that_others_can_write_to_is_not_used(fresh_cache):
+    (fresh_cache / "cache" / "efficientnet-mindspore").mkdir(parents=True)
+    (fresh_cache / "cache" / "efficientnet-mindspore").chmod(0o777)
+    assert build.library().startswith(str(fresh_cache / "temporary"))
+
+
+def refused():
+    """Kernels that are not there: what is said instead."""
+    said = []
+    assert load_kernels(say=said.append) is None
+    assert len(said) == 1 and "\n" not in said[0]
+    assert said[0].startswith("kernels: MindSpore's own operators, which are slower, because ")
+    return said[0]
+
+
+def test_without_a_compiler_there_are_no_kernels_and_one_sentence(fresh_cache, monkeypatch):
+    monkeypatch.setenv("PATH", str(fresh_cache))
+    monkeypatch.delenv("CXX")
+    assert refused().endswith("there is no C++ compiler")
+
+
+def test_compiler_that_fails_is_named(fresh_cache):
+    (fresh_cache / "compiler").write_text("#!/bin/sh\necho 'x.h:1: error: no luck' >&2\nexit 1\n")
+    assert refused().endswith(f"{fresh_cache}/compiler failed: x.h:1: error: no luck")
+    assert not [name for name in os.listdir(build.cache_folder()) if name.endswith(".so")]
+
+
+def test_no_place_for_the_library_is_a_sentence(fresh_cache):
+    (fresh_cache / "cache").write_text("a file")
+    (fresh_cache / "temporary").rmdir()
+    (fresh_cache / "temporary").write_text("a file")
+    assert "can keep compiled files neither in" in refused()
+
+
+def compile_driver(output, compiler, level, *flags):
+    """tests/cpp/kernels_test.cpp, which holds the kernels, as a program."""
+    needed, vector_bytes = build.LEVELS[level]
+    command = [compiler, "-std=gnu++17", "-pthread", "-Wall", "-Wextra", "-Werror", f"-DVECTOR_BYTES={vector_bytes}"]
+    command += [*(f"-m{name}" for name in needed), *flags, f"{ROOT}/tests/cpp/kernels_test.cpp", "-o", str(output)]
+    subprocess.run(command, check=True)
+
+
+def run_driver(*command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "all layers are right\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "level, sanitizer",
+    [
+        (build.find_level(), "address,undefined"),
+        *(pytest.param(level, "address,undefined", marks=pytest.mark.slow) for level in LEVELS[1:]),
+        pytest.param(build.find_level(), "thread", marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_under_sanitizers(tmp_path, level, sanitizer):
+    if not can_run(level):
+        pytest.skip(f"this machine has no {level}")
+    program = tmp_path / "driver"
+    flags = ["-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    compile_driver(program, "g++", level, *flags)
+    run_driver(program)
+
+
+def test_kernels_on_arm(tmp_path):
+    """Compiled for it, and run where there is an emulator or the machine itself."""
+    compiler = "g++" if platform.machine() == "aarch64" else shutil.which("aarch64-linux-gnu-g++")
+    if not compiler:
+        pytest.skip("there is no compiler for Arm: apt-get install g++-aarch64-linux-gnu qemu-user")
+    program = tmp_path / "driver"
+    compile_driver(program, compiler, "generic", "-O2", "-static")
+    if platform.machine() == "aarch64":
+        run_driver(program)
+    elif shutil.which("qemu-aarch64"):
+        run_driver("qemu-aarch64", program)

@@ -3,138 +3,159 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import os
 import platform
+import shlex
 import shutil
-import stat
 import subprocess
 import tempfile
-from typing import Dict, Iterator, List, Optional
+from collections.abc import Iterator, Sequence
 
-from src.cli import RunError
+from src.cli import RunError, atomic_path
+from src.compile_c import is_private_folder
 
 SOURCES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpu")
-# Instruction sets from the widest to the one that every machine has, with what the compiler is told. The flags of
-# /proc/cpuinfo that a set needs have the names of the compiler's.
-LEVELS: Dict[str, List[str]] = {
-    "avx512": ["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"],
-    "avx2": ["avx2", "fma"],
-    "generic": [],
+# Instruction sets from the widest to the one that every machine has, each with what of /proc/cpuinfo it needs, which
+# are also the compiler's names, and the bytes of its vectors. "generic" is SSE2, NEON or whatever the machine has.
+LEVELS = {
+    "avx512": (("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"), 64),
+    "avx2": (("avx2", "fma"), 32),
+    "generic": ((), 16),
 }
-VECTOR_BYTES = {"avx512": 64, "avx2": 32, "generic": 16}
 # nodelete: MindSpore closes a library with its last operator, while the pool's threads still wait inside.
-FLAGS = (
-    "-std=gnu++17 -O2 -fPIC -shared -pthread -fvisibility=hidden -fno-gnu-unique -Wl,-z,nodelete -static-libstdc++ "
-    "-static-libgcc"
-).split()
-COMPILE_SECONDS = 300
+FLAGS = "-std=gnu++17 -O2 -fPIC -shared -pthread -fvisibility=hidden -fno-gnu-unique -Wl,-z,nodelete".split()
+# A library that brings its own runtime loads beside any other; not every compiler comes with a static one.
+RUNTIMES = (("-static-libstdc++", "-static-libgcc"), ())
+SECONDS = 300
 
 
 def find_level(cpuinfo: str = "/proc/cpuinfo") -> str:
-    """The widest instruction set of this machine: "avx512", "avx2" or "generic" (SSE2, NEON, whatever there is)."""
+    """The widest instruction set of this machine: "avx512", "avx2" or "generic"."""
     try:
         with open(cpuinfo) as file:
             lines = [line for line in file if line.startswith("flags")]
     except OSError:
         lines = []
     flags = set(lines[0].split(":", 1)[1].split()) if lines else set()
-    return next(level for level, needed in LEVELS.items() if set(needed) <= flags)
+    return next(level for level, (needed, _) in LEVELS.items() if set(needed) <= flags)
 
 
-def compile_command(compiler: str, level: str, output: str) -> List[str]:
-    """The command that makes the library of a level."""
-    enable = [f"-m{name}" for name in LEVELS[level]]
-    vectors = f"-DVECTOR_BYTES={VECTOR_BYTES[level]}"
-    return [compiler, *FLAGS, *enable, vectors, os.path.join(SOURCES, "kernels.cpp"), "-o", output]
+def compile_command(compiler: Sequence[str], level: str, output: str, flags: Sequence[str] = FLAGS) -> list[str]:
+    """The command that compiles the kernels for a level."""
+    needed, vector_bytes = LEVELS[level]
+    enable = [f"-m{name}" for name in needed]
+    source = os.path.join(SOURCES, "kernels.cpp")
+    return [*compiler, *flags, *enable, f"-DVECTOR_BYTES={vector_bytes}", source, "-o", output]
 
 
-def library(level: Optional[str] = None) -> str:
-    """The path of the compiled kernels; compiles them where the cache has none of these sources.
+def library(level: str | None = None) -> str:
+    """The path of the compiled kernels, which are compiled where the cache does not have them.
 
     Args:
         level: instruction set; None takes the machine's.
 
     Raises:
-        RunError: where there is no compiler, or it fails.
+        RunError: where they cannot be compiled or kept.
     """
     level = level or find_level()
     compiler = find_compiler()
-    name = f"kernels-{level}-{cache_key(compiler, level)}.so"
-    folder = cache_folder()
-    path = os.path.join(folder, name)
-    if os.path.isfile(path):
+    path = os.path.join(cache_folder(), f"kernels-{level}-{identity(compiler, level)}.so")
+    if loads(path):
         return path
-    with lock(os.path.join(folder, "lock")):
-        # Another process may have made it while this one waited.
-        if not os.path.isfile(path):
-            compile_library(compiler, level, path)
+    try:
+        with lock(f"{path}.lock"):
+            # Another process may have made it while this one waited.
+            if not loads(path):
+                compile_library(compiler, level, path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be made ({error})") from None
     return path
 
 
-def find_compiler() -> str:
-    """The C++ compiler: $CXX, g++, c++ or clang++.
+def find_compiler() -> list[str]:
+    """The words of the C++ compiler's command: $CXX, g++, c++ or clang++.
 
     Raises:
         RunError: if there is none.
     """
-    for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
-        found = name and shutil.which(name)
-        if found:
-            return found
-    raise RunError("there is no C++ compiler (g++)")
+    for command in (os.environ.get("CXX", ""), "g++", "c++", "clang++"):
+        words = shlex.split(command)
+        if words and shutil.which(words[0]):
+            return words
+    raise RunError("there is no C++ compiler")
 
 
-def cache_key(compiler: str, level: str) -> str:
-    """A digest of all that the library depends on: sources, flags, compiler, machine."""
-    digest = hashlib.sha256()
-    digest.update(" ".join(compile_command(os.path.realpath(compiler), level, "")).encode())
-    digest.update(platform.machine().encode())
-    digest.update(str(os.stat(compiler).st_mtime_ns).encode())
+def identity(compiler: Sequence[str], level: str) -> str:
+    """A name for all that the library depends on: sources, flags, compiler, machine."""
+    version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=SECONDS).stdout
+    parts = [version, platform.machine().encode(), repr((compile_command(compiler, level, ""), RUNTIMES)).encode()]
     for name in sorted(os.listdir(SOURCES)):
         with open(os.path.join(SOURCES, name), "rb") as file:
-            digest.update(name.encode() + b"\0" + file.read() + b"\0")
-    return digest.hexdigest()[:16]
+            parts += [name.encode(), file.read()]
+    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
 
 
 def cache_folder() -> str:
-    """A folder that only this user can write to: in $XDG_CACHE_HOME or ~/.cache, else among the temporary files."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    """A folder that only this user can write to: in $XDG_CACHE_HOME or ~/.cache, else among the temporary files.
+
+    Raises:
+        RunError: if there is none.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     temporary = os.path.join(tempfile.gettempdir(), f"efficientnet-mindspore-{os.getuid()}")
-    for folder in (os.path.join(base, "efficientnet-mindspore"), temporary):
+    for folder in (os.path.join(home, "efficientnet-mindspore"), temporary):
+        if is_private_folder(folder):
+            return folder
+    raise RunError(f"this user can keep compiled files neither in {home} nor in {tempfile.gettempdir()}")
+
+
+def loads(path: str) -> bool:
+    """Whether a library is there and whole."""
+    if os.path.isfile(path):
         with contextlib.suppress(OSError):
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            status = os.stat(folder)
-            # A library from a folder that others can write to would be theirs to choose.
-            private = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            if private and os.access(folder, os.W_OK | os.X_OK):
-                return folder
-    raise RunError(f"neither {base} nor {tempfile.gettempdir()} lets this user keep files")
+            ctypes.CDLL(path)
+            return True
+    return False
 
 
 @contextlib.contextmanager
 def lock(path: str) -> Iterator[None]:
-    """Hold a file's lock, which ends with the process."""
+    """Hold a file's lock, so that processes that start together compile once; it ends with the process."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def compile_library(compiler: str, level: str, path: str) -> None:
-    """Compile to a temporary name and move the result to `path`, so that it appears whole or not at all."""
-    handle, unfinished = tempfile.mkstemp(suffix=".so", dir=os.path.dirname(path))
-    os.close(handle)
+def compile_library(compiler: Sequence[str], level: str, path: str) -> None:
+    """Compile; the library appears at `path` whole or not at all.
+
+    Raises:
+        RunError: with the compiler's first complaint.
+    """
+    failures = []
+    for runtime in RUNTIMES:
+        try:
+            with atomic_path(path) as unfinished:
+                run_compiler([*compile_command(compiler, level, unfinished), *runtime])
+            return
+        except RunError as error:
+            failures.append(error)
+    raise failures[-1]
+
+
+def run_compiler(command: Sequence[str]) -> None:
+    """Run the compiler.
+
+    Raises:
+        RunError: with its first complaint.
+    """
     try:
-        done = subprocess.run(
-            compile_command(compiler, level, unfinished), capture_output=True, text=True, timeout=COMPILE_SECONDS
-        )
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
-            raise RunError(f"{compiler} failed: {lines[0]}")
-        os.replace(unfinished, path)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise RunError(f"{compiler} failed: {error}") from None
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(unfinished)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        raise RunError(f"{command[0]} took more than {SECONDS} seconds") from None
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if "error" in line or "cannot find" in line]
+        raise RunError(f"{command[0]} failed: {lines[0] if lines else f'exit code {done.returncode}'}")

@@ -2,7 +2,8 @@
 
 Between the cells, activations have the shape (N, H, W, C), with C rounded up to a multiple of 16 and zeros in the added
 channels; so every pixel's channels lie side by side and no loop has a tail. Weights have the shapes of `nn.Conv2d` and
-`nn.BatchNorm2d`. All tensors are float32.
+`nn.BatchNorm2d`. All tensors are float32. Shapes must be known when a graph is compiled (MindSpore infers those of its
+custom operators later from C++ only); a batch of another size compiles another graph.
 """
 
 from __future__ import annotations
@@ -86,11 +87,7 @@ class ConvNormKernel(nn.Cell):
 
         def out_shape(x, weight):
             height, width = x[2:] if images else x[1:3]
-            return [x[0], strided(height), strided(width), padded(weight[0])]
-
-        def strided(size: int) -> int:
-            # -1 is a size that is known when the graph runs.
-            return -1 if size < 0 else -(-size // stride)
+            return [x[0], -(-height // stride), -(-width // stride), padded(weight[0])]
 
         def train_shapes(x, weight, gamma, *_):
             out = out_shape(x, weight)

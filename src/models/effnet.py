@@ -70,7 +70,7 @@ class EfficientNet(nn.Cell):
         kernels: `src.kernels.Kernels` to compute with on a CPU. None takes MindSpore's operators, which every device
             has and which alone can be exported; parameters and, up to rounding, results are the same.
 
-    Inputs: float32 tensor of shape (N, 3, H, W), any N.
+    Inputs: float32 tensor of shape (N, 3, H, W), any N; with kernels N must be known when a graph is compiled.
     Outputs: logits of shape (N, num_classes).
     """
 

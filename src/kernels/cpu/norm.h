@@ -140,7 +140,8 @@ inline void moments(const float* in, Index rows, Index width, float* mean, float
 
 inline void block_moments(const BlockSums& sums, Index block, const float* in, Index rows, Index width, Index first,
                           Index last) {
-  sums.count(block) = static_cast<float>(rows);
+  // One of the tasks that share the block's channels.
+  if (first == 0) sums.count(block) = static_cast<float>(rows);
   Index c = first;
   for (; c + kMostVectorsAtOnce * kLanes <= last; c += kMostVectorsAtOnce * kLanes)
     moments<kMostVectorsAtOnce>(in + c, rows, width, sums.first(block) + c, sums.second(block) + c);

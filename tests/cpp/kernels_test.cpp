@@ -1,0 +1,255 @@
+// The CPU kernels under the sanitizers, and on machines that only an emulator stands for: every operator on layers of odd
+// sizes, in buffers of exactly the size that the operator may touch. Convolutions are compared with four nested loops, and
+// gradients by what makes them gradients: for an output linear in x and in the weight, <output, u> = <x, gradient of x> =
+// <weight, gradient of the weight>.
+
+#include "../../src/kernels/cpu/kernels.cpp"
+
+#include <cstdio>
+#include <memory>
+
+namespace {
+
+using Shape = std::vector<std::int64_t>;
+
+int failures = 0;
+
+void expect(bool holds, const char* what, const char* kind, const Layer& layer) {
+  if (holds) return;
+  ++failures;
+  std::printf("%s: %s, %td images of %td x %td, kernel %td, stride %td, to %td channels\n", kind, what, layer.images,
+              layer.in_height, layer.in_width, layer.kernel, layer.stride, layer.out_channels);
+}
+
+// A tensor of its own block of memory, so that the sanitizer sees where it ends.
+class Tensor {
+ public:
+  explicit Tensor(Shape shape) : shape_(std::move(shape)), size_(1) {
+    for (auto side : shape_) size_ *= side;
+    data_.reset(new float[size_]);
+    std::fill(data_.get(), data_.get() + size_, NAN);
+  }
+  Tensor& random() {
+    for (Index i = 0; i < size_; ++i) data_[i] = next();
+    return *this;
+  }
+  Tensor& fill(float value) {
+    std::fill(data_.get(), data_.get() + size_, value);
+    return *this;
+  }
+  // Zeros where channels have been added.
+  Tensor& pad(Index channels) {
+    for (Index i = 0; i < size_; ++i)
+      if (i % shape_.back() >= channels) data_[i] = 0.0f;
+    return *this;
+  }
+  bool is_padded(Index channels) const {
+    for (Index i = 0; i < size_; ++i)
+      if (i % shape_.back() >= channels ? data_[i] != 0.0f : !std::isfinite(data_[i])) return false;
+    return true;
+  }
+  float& operator[](Index i) { return data_[i]; }
+  float operator[](Index i) const { return data_[i]; }
+  Shape& shape() { return shape_; }
+  float* data() { return data_.get(); }
+  Index size() const { return size_; }
+
+ private:
+  static float next() {
+    static std::uint32_t state = 1;
+    state = state * 1664525u + 1013904223u;
+    return static_cast<float>(state >> 8) / (1 << 24) - 0.5f;
+  }
+
+  Shape shape_;
+  Index size_;
+  std::unique_ptr<float[]> data_;
+};
+
+double product(const Tensor& a, const Tensor& b) {
+  double sum = 0.0;
+  for (Index i = 0; i < a.size(); ++i) sum += static_cast<double>(a[i]) * b[i];
+  return sum;
+}
+
+template <typename Operator>
+int call(Operator* function, std::vector<Tensor*> tensors) {
+  std::vector<void*> data;
+  std::vector<int> ranks;
+  std::vector<std::int64_t*> shapes;
+  std::vector<const char*> types(tensors.size(), "float32");
+  for (Tensor* tensor : tensors) {
+    data.push_back(tensor->data());
+    ranks.push_back(static_cast<int>(tensor->shape().size()));
+    shapes.push_back(tensor->shape().data());
+  }
+  return function(static_cast<int>(tensors.size()), data.data(), ranks.data(), shapes.data(), types.data(), nullptr,
+                  nullptr);
+}
+
+bool close(double a, double b, double size) { return std::abs(a - b) <= 1e-4 * size; }
+
+struct Operators {
+  const char* kind;
+  decltype(&pointwise_train) train, infer, convolve, backward, backward_images;
+};
+
+// A kind of layer from end to end. `groups` says that each channel has a filter of its own.
+void check(const Operators& operators, Index count, Index in, Index out, Index height, Index width, Index kernel,
+           Index stride, bool symmetric) {
+  const bool images = operators.backward_images != nullptr, groups = operators.train == depthwise_train;
+  Tensor x(images ? Shape{count, in, height, width} : Shape{count, height, width, padded(in)});
+  x.random();
+  if (!images) x.pad(in);
+  Tensor weight({out, groups ? 1 : in, kernel, kernel});
+  weight.random();
+  Layer layer{count, height, width, groups ? 1 : in, (height + stride - 1) / stride, (width + stride - 1) / stride,
+              out, kernel, stride, 0, 0};
+  layer.top = padding_before(height, layer.out_height, kernel, stride, symmetric);
+  layer.left = padding_before(width, layer.out_width, kernel, stride, symmetric);
+  const Shape out_shape{count, layer.out_height, layer.out_width, padded(out)}, vector{out};
+  const auto passes = [&](bool holds, const char* what) { expect(holds, what, operators.kind, layer); };
+
+  Tensor y(out_shape), settings({6});
+  const float values[] = {static_cast<float>(stride), static_cast<float>(symmetric), 0.0f, 0.0f, 1e-3f, 0.9f};
+  std::copy(values, values + 6, settings.data());
+  passes(call(operators.convolve, {&x, &weight, &settings, &y}) == 0, "convolve fails");
+  passes(y.is_padded(out), "added channels are not zero");
+  double worst = 0.0;
+  for (Index n = 0; n < count; ++n)
+    for (Index h = 0; h < layer.out_height; ++h)
+      for (Index w = 0; w < layer.out_width; ++w)
+        for (Index o = 0; o < out; ++o) {
+          double sum = 0.0;
+          for (Index i = 0; i < layer.in_channels; ++i)
+            for (Index r = 0; r < kernel; ++r)
+              for (Index c = 0; c < kernel; ++c) {
+                const Index row = h * stride - layer.top + r, column = w * stride - layer.left + c;
+                if (row < 0 || row >= height || column < 0 || column >= width) continue;
+                const Index channel = groups ? o : i;
+                const Index at = images ? ((n * in + channel) * height + row) * width + column
+                                        : ((n * height + row) * width + column) * padded(in) + channel;
+                sum += static_cast<double>(x[at]) * weight[((o * layer.in_channels + i) * kernel + r) * kernel + c];
+              }
+          const Index at = ((n * layer.out_height + h) * layer.out_width + w) * padded(out) + o;
+          worst = std::max(worst, std::abs(sum - y[at]));
+        }
+  passes(worst < 1e-4, "convolution differs from its definition");
+
+  // Without statistics and shift the layer is linear: <output, u> is the product with either gradient.
+  Tensor gamma(vector), beta(vector), mean(vector), variance(vector), result(out_shape), upper(out_shape);
+  gamma.random(), beta.fill(0.0f), mean.fill(0.0f), variance.fill(0.7f), upper.random().pad(out);
+  Tensor x_gradient(x.shape()), weight_gradient(weight.shape()), gamma_gradient(vector), beta_gradient(vector);
+  const auto gradients = [&](Tensor& y, Tensor& mean, Tensor& variance) {
+    std::vector<Tensor*> tensors{&upper, &x, &weight, &y, &mean, &variance, &gamma, &beta, &settings};
+    if (images) {
+      std::vector<Tensor*> alone = tensors;
+      alone.push_back(&x_gradient);
+      passes(call(operators.backward_images, alone) == 0, "backward of images fails");
+    } else {
+      tensors.push_back(&x_gradient);
+    }
+    tensors.insert(tensors.end(), {&weight_gradient, &gamma_gradient, &beta_gradient});
+    passes(call(operators.backward, tensors) == 0, "backward fails");
+    passes(x_gradient.is_padded(images ? width : in), "x's gradient is not finite, or not zero in added channels");
+    passes(weight_gradient.is_padded(weight.size()), "the weight's gradient is not finite");
+  };
+  passes(call(operators.infer, {&x, &weight, &gamma, &beta, &mean, &variance, &settings, &result}) == 0, "infer fails");
+  gradients(y, mean, variance);
+  const double expected = product(result, upper);
+  const double size = std::sqrt(product(result, result) * product(upper, upper)) + 1e-6;
+  passes(close(product(x, x_gradient), expected, size), "x's gradient is wrong");
+  passes(close(product(weight, weight_gradient), expected, size), "the weight's gradient is wrong");
+  passes(close(product(gamma, gamma_gradient), expected, size), "gamma's gradient is wrong");
+
+  // Training with swish: what comes out does not depend on the number of threads.
+  settings[2] = settings[3] = 1.0f;
+  std::vector<float> first;
+  for (int threads : {1, 3}) {
+    kernels_set_threads(threads);
+    Tensor moving_mean(vector), moving_variance(vector), batch_mean(vector), batch_variance(vector);
+    moving_mean.fill(0.0f), moving_variance.fill(1.0f);
+    passes(call(operators.train, {&x, &weight, &gamma, &beta, &moving_mean, &moving_variance, &settings, &result, &y,
+                                  &batch_mean, &batch_variance}) == 0,
+           "train fails");
+    passes(result.is_padded(out), "output is not finite, or not zero in added channels");
+    gradients(y, batch_mean, batch_variance);
+    std::vector<float> all;
+    for (Tensor* tensor : {&result, &x_gradient, &weight_gradient, &gamma_gradient, &moving_mean, &moving_variance})
+      all.insert(all.end(), tensor->data(), tensor->data() + tensor->size());
+    if (first.empty()) first = all;
+    passes(std::memcmp(first.data(), all.data(), all.size() * sizeof(float)) == 0, "threads change the result");
+  }
+}
+
+void check_squeeze(Index count, Index channels, Index squeezed, Index height, Index width) {
+  const Shape shape{count, height, width, padded(channels)};
+  Layer layer{count, height, width, channels, height, width, channels, 1, 1, 0, 0};
+  Tensor x(shape), reduce({squeezed, channels, 1, 1}), reduce_bias({squeezed}), expand({channels, squeezed, 1, 1});
+  Tensor expand_bias({channels}), out(shape), mean({count, padded(channels)}), hidden({count, squeezed});
+  Tensor gate({count, padded(channels)}), upper(shape), x_gradient(shape), reduce_gradient(reduce.shape());
+  Tensor reduce_bias_gradient({squeezed}), expand_gradient(expand.shape()), expand_bias_gradient({channels});
+  x.random().pad(channels), upper.random().pad(channels);
+  for (Tensor* tensor : {&reduce, &reduce_bias, &expand, &expand_bias}) tensor->random();
+  expect(call(squeeze_excite, {&x, &reduce, &reduce_bias, &expand, &expand_bias, &out, &mean, &hidden, &gate}) == 0,
+         "fails", "squeeze", layer);
+  expect(call(squeeze_excite_backward,
+              {&upper, &x, &reduce, &expand, &mean, &hidden, &gate, &x_gradient, &reduce_gradient,
+               &reduce_bias_gradient, &expand_gradient, &expand_bias_gradient}) == 0,
+         "backward fails", "squeeze", layer);
+  expect(out.is_padded(channels) && x_gradient.is_padded(channels), "added channels are not zero", "squeeze", layer);
+  Tensor means({count, channels}), back(shape);
+  expect(call(position_mean, {&x, &means}) == 0, "fails", "mean", layer);
+  expect(call(position_mean_backward, {&means, &x, &back}) == 0, "backward fails", "mean", layer);
+  expect(back.is_padded(channels), "added channels are not zero", "mean", layer);
+  expect(close(product(back, x), product(means, means), product(means, means) + 1e-6), "gradient", "mean", layer);
+}
+
+void check_rmsprop() {
+  const std::vector<Index> sizes{1, 7, 16, 33, 40000};
+  Layer layer{};
+  std::vector<std::unique_ptr<Tensor>> tensors;
+  for (Index kind = 0; kind < 4; ++kind)
+    for (Index size : sizes) tensors.push_back(std::make_unique<Tensor>(Shape{size}));
+  for (auto& tensor : tensors) tensor->random();
+  for (std::size_t i = 5; i < 10; ++i) tensors[i]->fill(1.0f);
+  Tensor rate(Shape{}), settings({3}), decays({5}), status({1});
+  rate.fill(0.1f), settings.fill(0.5f), decays.fill(0.0f);
+  std::vector<Tensor*> all{&rate, &settings, &decays};
+  for (auto& tensor : tensors) all.push_back(tensor.get());
+  all.push_back(&status);
+  expect(call(rmsprop_update, all) == 0, "fails", "rmsprop", layer);
+  for (auto& tensor : tensors) expect(tensor->is_padded(tensor->size()), "not finite", "rmsprop", layer);
+}
+
+}  // namespace
+
+int main() {
+  const Operators pointwise{"pointwise", pointwise_train, pointwise_infer, pointwise_convolve, pointwise_backward,
+                            nullptr};
+  const Operators depthwise{"depthwise", depthwise_train, depthwise_infer, depthwise_convolve, depthwise_backward,
+                            nullptr};
+  const Operators dense{"dense", dense_train, dense_infer, dense_convolve, dense_backward, dense_backward_images};
+  check(pointwise, 2, 16, 24, 5, 7, 1, 1, false);
+  check(pointwise, 1, 40, 17, 3, 3, 1, 1, false);
+  check(pointwise, 3, 7, 100, 9, 11, 1, 1, false);
+  check(pointwise, 2, 240, 81, 6, 5, 1, 1, false);
+  for (Index kernel : {1, 3, 4, 5, 7})
+    for (Index stride : {1, 2, 3})
+      for (bool symmetric : {false, true}) {
+        if (symmetric && kernel % 2 == 0) continue;
+        check(depthwise, 2, 24, 24, 7, 10, kernel, stride, symmetric);
+        check(depthwise, 3, 5, 5, 2, 3, kernel, stride, symmetric);
+        check(depthwise, 2, 40, 40, 1, 2, kernel, stride, symmetric);
+        check(dense, 2, 3, 20, 8, 7, kernel, stride, symmetric);
+      }
+  check(depthwise, 1, 32, 32, 300, 9, 3, 2, false);
+  check(depthwise, 1, 32, 32, 60, 70, 5, 1, true);
+  check(dense, 2, 3, 32, 31, 65, 3, 2, false);
+  check_squeeze(3, 24, 6, 5, 7);
+  check_squeeze(1, 100, 1, 1, 1);
+  check_squeeze(2, 96, 33, 3, 3);
+  check_rmsprop();
+  if (!failures) std::printf("all layers are right\n");
+  return failures ? 1 : 0;
+}
