@@ -93,7 +93,6 @@ def describe_os_error(error: OSError) -> str:
         errno.ENOENT: "there is no such file or directory",
         errno.EISDIR: "it is a directory",
         errno.ENOTDIR: "a part of the path is not a directory",
-        errno.EEXIST: "it is a file, not a directory",
     }.get(error.errno, error.strerror or str(error))
     return f"{error.filename}: {reason}" if error.filename else reason
 
