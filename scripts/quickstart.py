@@ -15,7 +15,7 @@ sys.path.insert(0, ROOT)
 from src.cli import RunError, run_cli
 from src.digits import SPLITS, write_digits
 
-DEFAULT_EPOCHS = 8
+DEFAULT_EPOCHS = 12
 LEAST_TOP_1 = 0.97
 
 # The digits are small, few and upright: a mild crop, no flip, a rate for batches of 32, and batch-norm statistics that
@@ -143,11 +143,17 @@ def print_table(stages: Stages, result, onnx_result, checkpoint: str, files: dic
         ("MINDIR", None, files["MINDIR"]),
     ):
         shown = [f"{100 * score:.2f}%" for score in scores] if scores else ["", ""]
-        print(f"| {name} | {shown[0]} | {shown[1]} | {os.path.relpath(path)} |")
+        print(f"| {name} | {shown[0]} | {shown[1]} | {shorten(path)} |")
     print("\n| stage | seconds |\n| --- | --- |")
     for stage, seconds in stages.seconds.items():
         print(f"| {stage} | {seconds:.1f} |")
     print(f"| all | {sum(stages.seconds.values()):.1f} |", flush=True)
+
+
+def shorten(path: str) -> str:
+    """A path below the current folder without that folder's name, others as they are."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith(os.pardir) else relative
 
 
 def check_results(result, onnx_result, epochs: int) -> None:
