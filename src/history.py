@@ -74,7 +74,7 @@ class EventFile:
 
         os.makedirs(folder, exist_ok=True)
         self.folder = folder
-        self.writer = EventsWriter(os.path.join(folder, "events"), f".{os.getpid()}")
+        self.writer = EventsWriter(os.path.join(folder, "events"), f".{time.time_ns()}")
         start = SessionLog(status=SessionLog.START)
         self.writer.write_event(Event(wall_time=time.time(), step=first_step, session_log=start))
 
