@@ -310,6 +310,29 @@ def test_sync_bn_takes_mindspores_layer_over_all_ranks(monkeypatch):
 
 
 @pytest.mark.slow
+def test_early_stopping_stops_all_ranks_after_the_same_epoch(images, tmp_path):
+    """Nothing is learned at a rate of next to nothing, so that the second evaluation is not better."""
+    still = {"lr_init": 0, "lr_max": 1e-30, "lr_end": 0, "norm_momentum": 0.9999}
+    finish(start(tmp_path, images, eval_dataset_path=images / "val", early_stop=1, epoch_size=4, **still), tmp_path)
+    for rank in range(2):
+        assert "stopped early: no better top-1 in 1 evaluations" in log_of(tmp_path, rank)
+        assert re.findall(r"^epoch (\d): epoch time", log_of(tmp_path, rank), re.M) == ["1", "2"]
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_find_the_same_images_do_not_start(images, tmp_path):
+    """Two servers whose folders differ in one image; the addresses 127.0.0.1 and 127.0.0.2 stand for them."""
+    shutil.copytree(images, tmp_path / "other")
+    next((tmp_path / "other" / "train" / "0").iterdir()).rename(tmp_path / "other" / "train" / "0" / "renamed.jpg")
+    started = start_servers(tmp_path, [images, tmp_path / "other"])
+    for rank, process in enumerate(started):
+        process.communicate(timeout=200)
+        assert process.returncode == 1
+        sentence = "error: the images to train on are not the same on all ranks"
+        assert sentence in log_of(tmp_path, rank)
+
+
+@pytest.mark.slow
 def test_an_eight_rank_table_runs_eight_processes(images, tmp_path):
     finish(start(tmp_path, images, ranks=8, epoch_size=1, warmup_epochs=0), tmp_path)
     first = weights_of(tmp_path, 0)
@@ -324,21 +347,26 @@ def free_port():
         return str(probe.getsockname()[1])
 
 
-@pytest.mark.slow
-def test_two_servers_with_one_rank_each(images, tmp_path, monkeypatch):
-    """Two launchers, as on two machines: the addresses 127.0.0.1 and 127.0.0.2 stand for them."""
+def start_servers(folder, images, **flags):
+    """Two launchers with one rank each, as on two machines; `images` are what each of them finds."""
     servers = [
         {"server_id": f"127.0.0.{number + 1}", "device": [{"device_id": "0", "rank_id": str(number)}]}
         for number in range(2)
     ]
-    table = tmp_path / "table.json"
+    table = folder / "table.json"
     table.write_text(json.dumps({"version": "1.0", "server_list": servers}))
-    monkeypatch.setenv("MASTER_PORT", free_port())
-    started = []
-    for server in servers:
-        monkeypatch.setenv("SERVER_ID", server["server_id"])
-        started.append(start(tmp_path, images, table=table))
-    for process in started:
+    port = free_port()
+    return [
+        start(
+            folder, found, table=table, environment={"SERVER_ID": f"127.0.0.{number + 1}", "MASTER_PORT": port}, **flags
+        )
+        for number, found in enumerate(images)
+    ]
+
+
+@pytest.mark.slow
+def test_two_servers_with_one_rank_each(images, tmp_path):
+    for process in start_servers(tmp_path, [images, images]):
         finish(process, tmp_path)
     first, second = (weights_of(tmp_path, rank) for rank in range(2))
     assert all(np.array_equal(first[name], second[name]) for name in first if not is_statistic(name))
