@@ -13,6 +13,7 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from benchmarks.machine import describe_machine
 from src.cli import ArgumentParser, RunError, UsageError, parse_positive_int, run_cli
 from src.digits import write_digits
 from src.rank_table import write_rank_table
@@ -30,6 +31,7 @@ def main(argv=None) -> None:
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         raise UsageError("two processes with one core each need two cores")
+    print(f"machine: {describe_machine('mindspore')}; one core for each process", flush=True)
     rates = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
         write_digits(os.path.join(folder, "digits"))
