@@ -9,10 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import train
-
 import numpy as np
 
+import train
 from src.cli import run_cli
 from src.models.scaling import VARIANTS
 
