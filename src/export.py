@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Callable, List, Tuple
 
 import numpy as np
@@ -45,7 +46,7 @@ def export(checkpoint: Checkpoint, plan: Plan, say: Callable[[str], None] = prin
     """
     weights = checkpoint.ema if plan.averaged else checkpoint.weights
     calibration, proof = find_proof(plan)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, naming(plan.path):
         # Opened first, so that a folder that cannot be written is known at once. The description gets its name last
         # but one: a MINDIR file is never without it.
         path = stack.enter_context(atomic_path(plan.path))
@@ -62,6 +63,17 @@ def export(checkpoint: Checkpoint, plan: Plan, say: Callable[[str], None] = prin
             open_file = functools.partial(open_mindir, batch_size=plan.batch_size)
         if plan.file_format != "AIR":
             verify(weights, plan, proof, open_file(path), say)
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """A full disk's error does not say which file was being written; make it say so."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror, path) from error
+        raise
 
 
 def find_proof(plan: Plan) -> Tuple[List[str], List[str]]:

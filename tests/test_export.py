@@ -1,6 +1,7 @@
 """export.py: ONNX and MINDIR files against timm's and torchvision's logits, what they say of themselves, wrong use."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -482,6 +483,21 @@ class TestFailures:
             self.check(capsys, 1, sentence, *flags, folder, *int8)
             assert target.read_bytes() == b"older"
         assert sorted(os.listdir(tmp_path)) == ["broken", "empty", "kept.onnx"]
+
+    @pytest.mark.parametrize(
+        "kind, writer", [("ONNX", "onnx_file.onnx.save"), ("MINDIR", "mindir_file.shutil.copyfile")]
+    )
+    def test_a_full_disk(self, kind, writer, checkpoint, tmp_path, capsys, monkeypatch):
+        def write_half(source, path):
+            with open(path, "wb") as file:
+                file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(f"src.{writer}", write_half)
+        path = tmp_path / f"b0.{kind.lower()}"
+        flags = ("--checkpoint_path", checkpoint, "--file_name", path, "--file_format", kind)
+        self.check(capsys, 1, f"{path}: there is no space left on the device", *flags)
+        assert os.listdir(tmp_path) == []
 
     def test_a_weight_that_float16_cannot_hold(self, checkpoint, tmp_path, target, capsys):
         source = read_checkpoint(str(checkpoint))
