@@ -116,6 +116,8 @@ def draw_curves(path: str, rows: list[dict]) -> None:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     panels = figure.subplots(1, 3)
     draw_panel(panels[0], rows, {"loss": "training", "eval_loss": "held out", "ema_eval_loss": "held out, averaged"})
+    # Early evaluations of a short run may be thousands of times the last.
+    panels[0].set_yscale("log")
     panels[0].set_title("loss")
     top = {"top_1": "top-1", "top_5": "top-5", "ema_top_1": "top-1, averaged", "ema_top_5": "top-5, averaged"}
     draw_panel(panels[1], rows, top)
