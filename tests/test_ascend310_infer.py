@@ -176,7 +176,7 @@ def run_pixels(build, folder, preprocess):
     for path in paths:
         if data[position : position + 1] == b"y":
             count = side * side * 3
-            crop = np.frombuffer(data, np.uint8, count, position + 1).reshape(side, side, 3)
+            crop = np.frombuffer(data, np.uint8, count, position + 1).reshape(3, side, side).transpose(1, 2, 0)
             values = np.frombuffer(data, np.uint8, 4 * count, position + 1 + count).view("<f4").reshape(3, side, side)
             answers[path] = crop, values
             position += 1 + 5 * count

@@ -20,7 +20,7 @@ struct RunReport {
   size_t classified = 0;               // images with a result, over all rounds
   size_t unusable = 0;                 // images that could not be decoded; each was named on standard error
   double seconds = 0;                  // from the first file opened to the last result written
-  std::vector<double> batch_seconds;   // the engine's time for each batch
+  std::vector<double> batch_seconds;   // the engine's time for each batch; several may be under way at once
   double engine_images_per_second = 0; // alone, on ready batches; 0 if it was not measured
 };
 
@@ -29,7 +29,7 @@ struct RunReport {
 void classify(const Work &work, const Preprocess &preprocess, size_t threads, Engine &engine, ResultFolder &results,
               RunReport &report);
 
-// Times the engine alone, on ready batches: images/s.
+// Times the engine alone, on ready batches and all of its lanes: images/s.
 double measure_engine(Engine &engine, size_t batches);
 
 // Writes the timings as text in the model zoo's form (`test_perform_static.txt`) and as JSON (`test_perform_static.json`).

@@ -33,8 +33,11 @@ class DecoderPool {
   DecoderPool &operator=(const DecoderPool &) = delete;
   ~DecoderPool();
 
-  // The next batch, or nothing after the last one.
+  // The next batch, or nothing after the last one. For any thread.
   std::optional<Batch> next() { return full_.pop(); }
+
+  // Lets next() end early.
+  void stop() { full_.close(); }
 
   // Gives a batch back that is no longer needed, so that its memory is used again.
   void recycle(Batch batch);

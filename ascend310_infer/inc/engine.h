@@ -35,16 +35,19 @@ struct EngineOptions {
   size_t threads = 0;     // of the engine on a CPU; 0: as many as it likes
 };
 
-// One model on one device. Not for several threads at once.
+// One model on one device.
 class Engine {
  public:
   virtual ~Engine() = default;
 
   virtual const ModelShape &shape() const = 0;
 
+  // How many batches may be under way at once: each lane is for one thread.
+  virtual size_t lanes() const { return 1; }
+
   // Runs a whole batch: shape().batch_size images of shape().image_bytes() bytes, one after the other, in memory that is
-  // aligned for float. Returns batch_size rows of num_classes logits, valid until the next call. Throws RunError.
-  virtual const float *infer(const uint8_t *images) = 0;
+  // aligned for float. Returns batch_size rows of num_classes logits, valid until the lane's next call. Throws RunError.
+  virtual const float *infer(size_t lane, const uint8_t *images) = 0;
 };
 
 // The engines built into this program, by name: "mindspore_lite", "openvino".

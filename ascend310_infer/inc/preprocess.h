@@ -35,11 +35,29 @@ struct CropBox {
 // then along the columns. Only what the box needs is computed.
 Image resize_and_crop(const Image &image, size_t width, size_t height, const CropBox &box, Interpolation interpolation);
 
-// The shorter side to `resize`, the centre cut out: image_size x image_size pixels. Throws ImageError, its sentence
-// beginning with `path`, if the image is too elongated.
-Image crop_for_evaluation(const Image &image, const Preprocess &preprocess, const std::string &path);
+// The size after the shorter side becomes `resize` pixels, and the centre that is cut out of it. Throws ImageError, its
+// sentence beginning with `path`, if the image is too elongated.
+struct Resizing {
+  size_t width = 0;
+  size_t height = 0;
+  CropBox box;
+};
+Resizing plan_resizing(size_t width, size_t height, const Preprocess &preprocess, const std::string &path);
 
-// (pixel - mean) / std, channels first, to `target` with room for 3 * image_size * image_size values.
-void normalise(const Image &crop, const Preprocess &preprocess, float *target);
+// What the network sees of an image: 3 planes (red, green, blue) of image_size x image_size bytes.
+using Planes = std::vector<uint8_t>;
+
+// Decodes an image, resizes it and cuts out the centre. Throws ImageError, its sentence beginning with `path`; see
+// decode_image and plan_resizing.
+Planes load_planes(const uint8_t *data, size_t size, const Preprocess &preprocess, const std::string &path);
+
+// The same by the way that suits every image; load_planes has a faster one for many JPEGs, with the same bytes.
+Planes load_planes_of_any(const uint8_t *data, size_t size, const Preprocess &preprocess, const std::string &path);
+
+// (pixel - mean) / std, channels first, to `target` with room for as many values.
+void normalise(const Planes &planes, const Preprocess &preprocess, float *target);
+
+// Channels last, to `target` with room for as many bytes.
+void interleave(const Planes &planes, uint8_t *target);
 
 #endif

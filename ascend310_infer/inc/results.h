@@ -44,9 +44,9 @@ class ResultWriter {
   // Writes what was given, unless writing failed; then the rest is lost.
   ~ResultWriter();
 
-  // Copies rows of `count` logits for the results' numbers `indices`, to be written soon. Throws RunError if an earlier
-  // one could not be written.
-  void write(std::vector<size_t> indices, const float *logits, size_t count);
+  // Copies rows of `count` logits for the results' numbers `indices`, to be written soon. False if an earlier one could
+  // not be written; finish() says why. For any thread.
+  bool write(std::vector<size_t> indices, const float *logits, size_t count);
 
   // Waits until all is written. Throws RunError if something could not be.
   void finish();

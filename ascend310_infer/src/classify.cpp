@@ -6,12 +6,17 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <exception>
 #include <fstream>
+#include <functional>
 #include <iomanip>
 #include <iostream>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <sstream>
+#include <system_error>
+#include <thread>
 
 #include "decoder_pool.h"
 #include "errors.h"
@@ -39,59 +44,101 @@ class Progress {
  public:
   explicit Progress(size_t total) : total_(total) {}
 
-  void update(size_t done) {
+  void add(size_t images) {
+    done_ += images;
     if (seconds_since(last_) < kProgressSeconds) return;
     last_ = Clock::now();
-    std::cout << done << " of " << total_ << " images, " << std::fixed << std::setprecision(1)
-              << static_cast<double>(done) / seconds_since(start_) << " images/s, " << resident_mebibytes()
+    std::cout << done_ << " of " << total_ << " images, " << std::fixed << std::setprecision(1)
+              << static_cast<double>(done_) / seconds_since(start_) << " images/s, " << resident_mebibytes()
               << " MiB of memory" << std::endl;
   }
 
  private:
   size_t total_;
+  size_t done_ = 0;
   Clock::time_point start_ = Clock::now();
   Clock::time_point last_ = start_;
 };
+
+// Runs `work` for each lane of an engine in a thread of its own. Throws what the first of them threw.
+void for_each_lane(const Engine &engine, const std::function<void(size_t lane)> &work) {
+  std::exception_ptr failure;
+  std::mutex mutex;
+  std::vector<std::thread> threads;
+  const auto guarded = [&](size_t lane) {
+    try {
+      work(lane);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (!failure) failure = std::current_exception();
+    }
+  };
+  try {
+    for (size_t lane = 1; lane < engine.lanes(); ++lane) threads.emplace_back(guarded, lane);
+  } catch (const std::system_error &) {
+    // The system allows no more threads; the lanes that there are do all of the work.
+  }
+  guarded(0);
+  for (std::thread &thread : threads) thread.join();
+  if (failure) std::rethrow_exception(failure);
+}
 
 }  // namespace
 
 void classify(const Work &work, const Preprocess &preprocess, size_t threads, Engine &engine, ResultFolder &results,
               RunReport &report) {
   const Clock::time_point start = Clock::now();
-  const ModelShape &shape = engine.shape();
+  const size_t num_classes = engine.shape().num_classes;
   std::atomic<size_t> unusable{0};
   const auto name_unusable = [&unusable](const std::string &error) {
     std::cerr << "error: " + one_line(error) + "\n" << std::flush;
     ++unusable;
   };
-  // Three things go on at once: decoding ahead, this thread with the engine, and writing behind.
+  // Three things go on at once: decoding ahead, the engine's batches, and writing behind.
   ResultWriter writer(results);
-  DecoderPool decoders(work.paths, preprocess, shape, threads, name_unusable);
+  DecoderPool decoders(work.paths, preprocess, engine.shape(), threads, name_unusable);
   Progress progress(work.paths.size());
-  size_t done = 0;
-  while (auto batch = decoders.next()) {
-    const Clock::time_point begin = Clock::now();
-    // The last batch is rarely full. What is behind its images are others or zeros, whose logits nobody looks at.
-    const float *logits = engine.infer(batch->images.data());
-    report.batch_seconds.push_back(seconds_since(begin));
-    done += batch->positions.size();
-    std::vector<size_t> indices;
-    for (const size_t position : batch->positions) indices.push_back(work.indices[position]);
-    writer.write(std::move(indices), logits, shape.num_classes);
-    decoders.recycle(std::move(*batch));
-    progress.update(done);
-  }
+  std::mutex mutex;  // of the report and the progress
+  const auto run_lane = [&](size_t lane) {
+    while (auto batch = decoders.next()) {
+      const Clock::time_point begin = Clock::now();
+      // The last batch is rarely full. What is behind its images are others or zeros, whose logits nobody looks at.
+      const float *logits = engine.infer(lane, batch->images.data());
+      const double seconds = seconds_since(begin);
+      std::vector<size_t> indices;
+      for (const size_t position : batch->positions) indices.push_back(work.indices[position]);
+      if (!writer.write(std::move(indices), logits, num_classes)) return decoders.stop();
+      const std::lock_guard<std::mutex> lock(mutex);
+      report.batch_seconds.push_back(seconds);
+      report.classified += batch->positions.size();
+      progress.add(batch->positions.size());
+      decoders.recycle(std::move(*batch));
+    }
+  };
+  for_each_lane(engine, [&](size_t lane) {
+    try {
+      run_lane(lane);
+    } catch (...) {
+      decoders.stop();
+      throw;
+    }
+  });
   writer.finish();
-  report.classified += done;
   report.unusable += unusable;
   report.seconds += seconds_since(start);
 }
 
 double measure_engine(Engine &engine, size_t batches) {
   const std::vector<uint8_t> images(engine.shape().batch_size * engine.shape().image_bytes());
-  engine.infer(images.data());
+  const auto run = [&](size_t count) {
+    std::atomic<size_t> next{0};
+    for_each_lane(engine, [&](size_t lane) {
+      for (size_t number = next++; number < count; number = next++) engine.infer(lane, images.data());
+    });
+  };
+  run(engine.lanes());
   const Clock::time_point start = Clock::now();
-  for (size_t i = 0; i < batches; ++i) engine.infer(images.data());
+  run(batches);
   return static_cast<double>(batches * engine.shape().batch_size) / seconds_since(start);
 }
 

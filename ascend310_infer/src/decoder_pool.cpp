@@ -9,7 +9,6 @@
 
 #include "errors.h"
 #include "files.h"
-#include "image.h"
 
 namespace {
 
@@ -55,12 +54,12 @@ void DecoderPool::work() {
 std::string DecoderPool::decode(const std::string &path, std::vector<uint8_t> &target) const {
   try {
     const std::vector<uint8_t> data = read_file(path, kMaxFileBytes);
-    const Image crop = crop_for_evaluation(decode_image(data.data(), data.size(), path), preprocess_, path);
+    const Planes planes = load_planes(data.data(), data.size(), preprocess_, path);
     if (shape_.pixel_type == PixelType::kUint8Nhwc) {
-      std::copy(crop.pixels.begin(), crop.pixels.end(), target.begin());
+      interleave(planes, target.data());
     } else {
       // Memory from new[] is aligned for every type.
-      normalise(crop, preprocess_, reinterpret_cast<float *>(target.data()));
+      normalise(planes, preprocess_, reinterpret_cast<float *>(target.data()));
     }
   } catch (const std::bad_alloc &) {
     return path + ": there is not enough memory to decode it";

@@ -75,7 +75,7 @@ class MindSporeLiteEngine : public Engine {
 
   const ModelShape &shape() const override { return shape_; }
 
-  const float *infer(const uint8_t *images) override {
+  const float *infer(size_t, const uint8_t *images) override {
     std::memcpy(input(), images, shape_.batch_size * shape_.image_bytes());
     predict();
     const mindspore::MSTensor &logits = outputs_.at(logits_position_);

@@ -100,9 +100,9 @@ ResultWriter::~ResultWriter() {
   if (thread_.joinable()) thread_.join();
 }
 
-void ResultWriter::write(std::vector<size_t> indices, const float *logits, size_t count) {
+bool ResultWriter::write(std::vector<size_t> indices, const float *logits, size_t count) {
   std::vector<float> copy(logits, logits + indices.size() * count);
-  if (!queue_.push({std::move(indices), std::move(copy), count})) finish();
+  return queue_.push({std::move(indices), std::move(copy), count});
 }
 
 void ResultWriter::finish() {

@@ -1,12 +1,11 @@
 // pixels MODEL LIST OUT: what the program makes of images, for comparison with Pillow. LIST names one image a line. OUT
-// gets for each image 'y', its crop's bytes and its float32 values; or 'n', the sentence and a line's end.
+// gets for each image 'y', its planes' bytes and its float32 values; or 'n', the sentence and a line's end.
 
 #include <fstream>
 #include <iostream>
 
 #include "errors.h"
 #include "files.h"
-#include "image.h"
 #include "model_info.h"
 #include "preprocess.h"
 
@@ -19,11 +18,11 @@ int main(int argc, char **argv) {
   while (std::getline(list, path)) {
     try {
       const auto data = read_file(path, size_t{1} << 30);
-      const Image crop = crop_for_evaluation(decode_image(data.data(), data.size(), path), preprocess, path);
-      std::vector<float> values(crop.pixels.size());
-      normalise(crop, preprocess, values.data());
+      const Planes planes = load_planes(data.data(), data.size(), preprocess, path);
+      std::vector<float> values(planes.size());
+      normalise(planes, preprocess, values.data());
       out << 'y';
-      out.write(reinterpret_cast<const char *>(crop.pixels.data()), static_cast<std::streamsize>(crop.pixels.size()));
+      out.write(reinterpret_cast<const char *>(planes.data()), static_cast<std::streamsize>(planes.size()));
       out.write(reinterpret_cast<const char *>(values.data()), static_cast<std::streamsize>(values.size() * sizeof(float)));
     } catch (const RunError &error) {
       out << 'n' << error.what() << '\n';
