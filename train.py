@@ -398,6 +398,7 @@ def run_steps(config: Config, device: Device, folder: ImageFolder, step_cell, pr
         folder,
         steps_per_epoch=progress.steps_per_epoch,
         epochs=progress.epochs,
+        repeats=config.repeats,
         first_step=progress.step,
         mix=mix,
         batch_size=config.batch_size,

@@ -120,6 +120,7 @@ GROUPS = {
         Parameter(
             "cutmix", 0.0, number(float, 0, 10), "alpha of cutmix, which pastes a part of another image; 0 is off"
         ),
+        Parameter("repeats", 1, count, "times that an epoch shows each image that it takes, each time augmented anew"),
         Parameter("interpolation", "bicubic", choice(*INTERPOLATIONS), "resizing in evaluation, as Pillow computes it"),
         Parameter(
             "crop_ratio", 0.875, number(float, 0.1, 1), "image_size by the shorter side after resizing, evaluation"

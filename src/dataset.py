@@ -184,6 +184,7 @@ def create_training_stream(
     epochs: int,
     first_step: int = 0,
     mix: Callable | None = None,
+    repeats: int = 1,
     bad: BadImages | None = None,
     batch_size: int = 16,
     device_num: int = 1,
@@ -201,6 +202,7 @@ def create_training_stream(
         steps_per_epoch, epochs: of the whole run.
         first_step: how many steps are done already.
         mix: function of (images, labels, epoch, batch number) to (images, labels), such as mixup; None leaves them.
+        repeats: see `training_order`.
         The others are those of `create_dataset`.
     """
     check_sharding(batch_size, device_num, rank)
@@ -215,6 +217,7 @@ def create_training_stream(
         num_workers or THREADS_PER_CORE * count_workers(device_num),
         bad if bad is not None else BadImages(len(folder)),
         normalised,
+        repeats,
     )
     return as_dataset(TrainingBatches(pipeline, steps_per_epoch, epochs, first_step, mix))
 
@@ -355,7 +358,7 @@ class TrainingBatches:
 class TrainingPipeline:
     """The augmented batches of one rank, for any epoch.
 
-    Args: those of `create_dataset`.
+    Args: those of `create_dataset` and `create_training_stream`.
     """
 
     def __init__(
@@ -370,6 +373,7 @@ class TrainingPipeline:
         workers: int,
         bad: BadImages,
         normalised: bool,
+        repeats: int = 1,
     ):
         self.folder = folder
         self.batch_size = batch_size
@@ -381,6 +385,7 @@ class TrainingPipeline:
         self.workers = workers
         self.bad = bad
         self.normalised = normalised
+        self.repeats = repeats
         # More bad ones in a row end the run anyhow.
         self.most_bad = min(len(folder), int(bad.max_share * len(folder)) + 1)
 
@@ -401,7 +406,7 @@ class TrainingPipeline:
 
     def start(self, epoch: int, skipped: int) -> Iterator[Batch]:
         """The batches of an epoch, empty."""
-        order = training_order(len(self.folder), self.seed, epoch, self.device_num, self.rank)
+        order = training_order(len(self.folder), self.seed, epoch, self.device_num, self.rank, self.repeats)
         for number in range(skipped, len(order) // self.batch_size):
             indices = order[number * self.batch_size : (number + 1) * self.batch_size]
             batch = Batch(indices, self.preprocess, self.normalised)
@@ -482,9 +487,13 @@ def policy_operation(auto_augment: str):
     return vision.AutoAugment(policy, interpolation=vision.Inter.BILINEAR, fill_value=128)
 
 
-def training_order(images: int, seed: int, epoch: int, device_num: int, rank: int) -> np.ndarray:
-    """The images of a rank in an epoch: every device_num-th of a shuffle that all ranks share, equally many each."""
-    order = np.random.default_rng([seed, epoch]).permutation(images)
+def training_order(images: int, seed: int, epoch: int, device_num: int, rank: int, repeats: int = 1) -> np.ndarray:
+    """The images of a rank in an epoch: every device_num-th of a shuffle that all ranks share, equally many each.
+
+    With `repeats` each image of the shuffle comes so many times in a row, on neighbouring ranks, and is augmented anew
+    each time; the epoch keeps its length and leaves other images out (Hoffer et al. 2020, arXiv:1901.09335).
+    """
+    order = np.repeat(np.random.default_rng([seed, epoch]).permutation(images), repeats)
     return order[rank::device_num][: images // device_num]
 
 

@@ -1,6 +1,7 @@
 """train.py as a process: what it prints and leaves behind, how it fails; and what it does with its flags."""
 
 import csv
+import importlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import train
 from src.checkpoint import read_checkpoint, read_entries, write_checkpoint
 from src.cli import RunError, run_cli
 from src.config import Config
-from src.dataset import BadImages, create_training_stream
+from src.dataset import BadImages, create_training_stream, training_order
 from src.device import Device
 from src.image_folder import read_image_folder
 from src.model_info import ModelInfo
@@ -506,6 +507,21 @@ class TestFlags:
         held = {name for name, training in norms.items() if not training}
         assert {name for name in norms if ".stem." in f".{name}" or ".blocks.0." in f".{name}"} == held
         assert len(norms) == 49
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_repeated_sampling_is_timms(ranks, monkeypatch):
+    """Of the same shuffle, which is drawn here by NumPy and there by PyTorch."""
+    from tests.peers import torch
+
+    sampler = importlib.import_module("timm.data.distributed_sampler").RepeatAugSampler
+    images, seed, epoch = 600, 5, 2
+    shuffle = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(images))
+    monkeypatch.setattr(torch, "randperm", lambda count, generator: shuffle[:count])
+    for rank in range(ranks):
+        peer = sampler(range(images), ranks, rank, num_repeats=3, selected_round=0)
+        assert training_order(images, seed, epoch, ranks, rank, 3).tolist() == list(peer)
+    assert np.array_equal(training_order(images, seed, epoch, 1, 0), shuffle.numpy())
 
 
 def test_the_devices_loop_gets_epochs_and_checkpoints_between_two_sendings():
