@@ -570,10 +570,11 @@ def run_driver(*command):
     "level, sanitizer",
     [
         (build.find_level(), "address,undefined"),
-        *(pytest.param(level, "address,undefined", marks=pytest.mark.slow) for level in LEVELS[1:]),
-        pytest.param(build.find_level(), "thread", marks=pytest.mark.slow),
+        *((level, "address,undefined") for level in LEVELS[1:]),
+        (build.find_level(), "thread"),
     ],
 )
+@pytest.mark.slow
 def test_kernels_under_sanitizers(tmp_path, level, sanitizer):
     if not can_run(level):
         pytest.skip(f"this machine has no {level}")
@@ -583,6 +584,7 @@ def test_kernels_under_sanitizers(tmp_path, level, sanitizer):
     run_driver(program)
 
 
+@pytest.mark.slow
 def test_kernels_on_arm(tmp_path):
     """Compiled for it, and run where there is an emulator or the machine itself."""
     compiler = "g++" if platform.machine() == "aarch64" else shutil.which("aarch64-linux-gnu-g++")
