@@ -1,17 +1,17 @@
 """A float ONNX model of the network to int8, by ONNX Runtime's static quantisation. Does without MindSpore.
 
 Weights become int8 with a scale for each output channel, activations uint8 with a scale for each tensor, both as pairs
-of QuantizeLinear and DequantizeLinear (QDQ), which every runtime understands. What was tried on the digits and on
-random weights (benchmarks/quantisation.py repeats it):
+of QuantizeLinear and DequantizeLinear (QDQ), which every runtime understands. What was found on networks trained on the
+digits and on random ones (benchmarks/quantisation.py --other_ways repeats it on a checkpoint):
 
 - The stem and the first depthwise convolution stay in float, with their swish: at the largest resolution and with so
-  few channels int8 is slower there than float, and the rounding of the first layers grows through all others.
-- All else is int8, swish and squeeze-and-excitation too. Leaving either in float is no more accurate and twice as slow:
-  every switch between float and int8 is a pass over the activations.
+  few channels int8 is no faster there than float.
+- All else is int8, swish and squeeze-and-excitation too. Leaving either in float is hardly more accurate, and slower,
+  because every change between float and int8 is a pass over the activations.
 - The logits come out of the last product as float. As uint8 they would have 256 levels, and classes would tie.
-- Ranges are the smallest and largest values seen. Percentiles and least squares cut off the few large activations that
-  a trained network relies on, and are no better or much worse. Symmetric ranges waste half of the 8 bits, because
-  swish is never below -0.28.
+- Ranges are the smallest and largest values seen. Percentiles are hardly better (99.999) or much worse (99.9), since a
+  trained network relies on its few large activations. Symmetric ranges waste half of the 8 bits: swish is never below
+  -0.28.
 """
 
 from __future__ import annotations
