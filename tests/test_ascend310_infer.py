@@ -573,6 +573,44 @@ class TestSanitizers:
         assert "ThreadSanitizer" not in done.stderr
 
 
+class TestSoak:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("engine", ["mindspore_lite", "openvino"])
+    def test_a_hundred_thousand_classifications_in_flat_memory(self, case, engine):
+        model = case.model
+        if engine == "openvino":
+            model = case.folder / "model.onnx"
+            cpp.write_onnx_model(model, case.info)
+        for i in range(89):
+            cpp.write_files(case.data, {f"owl/more_{i}.jpg": encode(draw(64, 48 + i % 9, i), "JPEG")})
+        rounds = 1000
+        with open(case.folder / "log", "w") as log:
+            command = case.command("--repeat", rounds, model=model)
+            # Without the log of calls, which would be a hundred thousand lines.
+            process = subprocess.Popen(command, cwd=case.folder, stdout=log, stderr=log)
+            resident = []
+            while process.poll() is None:
+                resident.append(read_resident(process.pid))
+                time.sleep(0.05)
+        assert process.returncode == 0, (case.folder / "log").read_text()
+        timings = cpp.read_timings(case.folder / "time_Result")
+        assert timings["images"] == rounds * 100 == 100_000
+        resident = [value for value in resident if value]
+        tenth = len(resident) // 10
+        before, after = max(resident[tenth : 2 * tenth]), max(resident[-tenth:])
+        print(f"{engine}: {before:.1f} MiB after a tenth, {after:.1f} MiB at the end, {timings['seconds']:.0f} s")
+        assert tenth > 10 and after < before + 4
+
+
+def read_resident(pid):
+    """MiB of memory that a process occupies; 0 if it has ended."""
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+    except (OSError, IndexError):
+        return 0
+
+
 class TestScripts:
     def run_script(self, case, *arguments, **environment):
         where = {"BUILD_DIR": str(case.build), "LITE_HOME": str(case.package), "PYTHON": sys.executable}
