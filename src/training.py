@@ -231,9 +231,12 @@ class TrainingLoop(ms.Callback):
         saved = find_checkpoints(self.checkpoints.folder)[:1] if self.checkpoints else []
         kept = f"the last good checkpoint is {saved[0]}" if saved else "no checkpoint had been saved"
         rate = self.monitor.learning_rate(self.progress.step)
+        # Float16 ends at 65504, which gradients times the loss scale may reach.
+        half = self.config.amp_level not in (None, "O0")
+        more = f"a --loss_scale below {self.config.loss_scale:g}, " if half else ""
         return RunError(
-            f"{what} at step {self.progress.step_in_epoch} of epoch {self.progress.epoch} with "
-            f"learning rate {rate:.3g}; try a smaller --lr_max, more --warmup_epochs or --clip_norm 5 ({kept})"
+            f"{what} at step {self.progress.step_in_epoch} of epoch {self.progress.epoch} with learning rate "
+            f"{rate:.3g}; try {more}a smaller --lr_max, more --warmup_epochs or --clip_norm 5 ({kept})"
         )
 
     def finish_epoch(self, run_context) -> None:

@@ -532,6 +532,17 @@ def test_the_devices_loop_gets_epochs_and_checkpoints_between_two_sendings():
     assert train.largest_divisor(7, 7 * 3 - 2, 100, None) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["O2", "O3"])
+def test_a_run_in_mixed_precision_goes_through_and_keeps_its_weights_in_float32(level, few_images, tmp_path):
+    flags = {"amp_level": level, "loss_scale": 64, "eval_dataset_path": few_images / "val", "accumulate_steps": None}
+    code, out, err = run(tmp_path, few_images / "train", **flags)
+    assert (code, err) == (0, "")
+    assert f"amp level {level}" in out
+    arrays, _, _ = state_of(checkpoint_path(tmp_path, EPOCHS, STEPS))
+    assert {value.dtype for name, value in arrays.items() if name.endswith("weight")} == {np.dtype(np.float32)}
+
+
 def test_too_many_bad_images_end_the_run_with_one_sentence(few_images, tmp_path):
     """The failure comes out of MindSpore's threads in the middle of a step."""
     shutil.copytree(few_images / "train", tmp_path / "images")
