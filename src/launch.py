@@ -375,7 +375,7 @@ def run_workers(plan: Plan, locks: list[int]) -> int:
                     f"save for {GRACE_AFTER_SIGNAL} seconds, a second signal does not wait",
                     flush=True,
                 )
-                stop_processes([processes[rank] for rank in plan.ranks], GRACE_AFTER_SIGNAL, signals)
+                stop_processes([processes[rank] for rank in plan.ranks], GRACE_AFTER_SIGNAL, signals, 1)
                 print("all ranks have stopped", flush=True)
                 return 128 + signals[0]
             if plan.scheduler:
@@ -383,7 +383,7 @@ def run_workers(plan: Plan, locks: list[int]) -> int:
             print(f"all {len(plan.ranks)} ranks have finished", flush=True)
             return 0
         finally:
-            stop_processes(list(processes.values()), GRACE_AFTER_FAILURE, signals)
+            stop_processes(list(processes.values()), GRACE_AFTER_FAILURE, signals, len(signals))
 
 
 @contextlib.contextmanager
@@ -482,9 +482,8 @@ def read_last_lines(path: str) -> list[str]:
     return [line.rstrip() for line in lines if line.strip() and not line.startswith("[INFO] ")][-LAST_LINES:]
 
 
-def stop_processes(processes: Sequence[subprocess.Popen], grace: float, signals: list[int]) -> None:
-    """Ask all that still run to end, and end them after `grace` seconds or at a second signal."""
-    asked = len(signals)
+def stop_processes(processes: Sequence[subprocess.Popen], grace: float, signals: list[int], asked: int) -> None:
+    """Ask all that still run to end, and end them after `grace` seconds or when there are more signals than `asked`."""
     for process in processes:
         if process.poll() is None:
             process.terminate()
