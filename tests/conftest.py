@@ -8,7 +8,11 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 # Pictures are drawn into files.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import mindspore
 import pytest
+
+# MindSpore lets the device be chosen before it first computes only; scripts choose it again in tests that come later.
+mindspore.set_device("CPU")
 
 from tests.training_runs import few_images, training_run  # noqa: F401  fixtures that several files share
 
