@@ -25,3 +25,9 @@ def digits(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "digits"
     write_digits(str(root))
     return root
+
+
+@pytest.fixture(autouse=True)
+def mode_of_a_new_process():
+    """Every test begins in MindSpore's default mode; scripts that earlier tests called here leave another."""
+    mindspore.set_context(mode=mindspore.PYNATIVE_MODE)

@@ -29,15 +29,6 @@ TOLERANCE = 1e-5
 EPS, MOMENTUM = 1e-3, 0.9
 
 
-@pytest.fixture(autouse=True)
-def pynative():
-    """Operators one by one, so that no test waits for graphs to compile; those that want a graph say so."""
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=before)
-
-
 @pytest.fixture(scope="module")
 def kernels():
     """The kernels as the scripts load them."""
