@@ -28,7 +28,8 @@ from mindspore import nn
 import src.device  # noqa: F401  sets the log level before MindSpore loads
 from src.cli import RunError, atomic_path
 from src.model_info import ModelInfo
-from src.models.effnet import create_network
+from src.models.effnet import EfficientNet, create_network
+from src.models.scaling import VARIANTS, Variant
 from src.weight_sources import source_of
 from src.weights import LAYOUTS, Weights, recognise, to_ours
 
@@ -239,13 +240,13 @@ class quiet_logging:
 
 def network_shapes(info: ModelInfo) -> Dict[str, tuple]:
     """Parameter names and shapes of the network that `info` describes."""
-    return dict(variant_shapes(info.variant, info.num_classes))
+    return dict(scaled_shapes(VARIANTS[info.variant], info.num_classes))
 
 
 @functools.lru_cache(maxsize=8)
-def variant_shapes(variant: str, num_classes: int) -> Tuple[Tuple[str, tuple], ...]:
+def scaled_shapes(scaling: Variant, num_classes: int) -> Tuple[Tuple[str, tuple], ...]:
     """Parameter names and shapes; kept, because MindSpore takes seconds to build a large network."""
-    network = create_network(variant, num_classes=num_classes)
+    network = EfficientNet(scaling.width_coeff, scaling.depth_coeff, num_classes=num_classes)
     return tuple((name, tuple(parameter.shape)) for name, parameter in model_parameters(network).items())
 
 
