@@ -45,15 +45,17 @@ def write_noise(root):
 
 
 @pytest.fixture(scope="module")
-def peer():
+def peer(val):
     """timm's network with TensorFlow's padding, and logits of order 1."""
-    return peers.randomise(peers.create_peer("timm_tf", "b0", num_classes=4), SIZE)
+    return peers.randomise(
+        peers.create_peer("timm_tf", "b0", num_classes=4), load(val, Preprocess.for_image_size(SIZE))[0]
+    )
 
 
 @pytest.fixture(scope="module")
 def checkpoint(peer, tmp_path_factory):
     """The peer's weights as a checkpoint of ours, with another set of averaged weights."""
-    weights = to_ours(LAYOUTS["timm"], "b0", peers.tensors(peer), "timm")
+    weights = to_ours(peers.tensors(peer), "timm").weights
     info = ModelInfo("b0", 4, tuple("0123"), "same", 1e-3, Preprocess.for_image_size(SIZE))
     averaged = {name: value + np.float32(name == "classifier.bias") for name, value in weights.items()}
     averaged["classifier.bias"] = np.array([9, 0, 0, 0], np.float32) * 10
@@ -117,8 +119,8 @@ def test_a_published_checkpoint_of_the_model_zoo(capsys, tmp_path):
     preprocess = Preprocess(224, 255, "bilinear")
     val = write_noise(tmp_path / "val")
     peer = peers.create_peer("timm_tf", "b0", num_classes=4)
-    peers.randomise(peer, 224, images=load(val, preprocess)[0])
-    weights = to_theirs(LAYOUTS["zoo"], "b0", to_ours(LAYOUTS["timm"], "b0", peers.tensors(peer), "timm"))
+    peers.randomise(peer, load(val, preprocess)[0])
+    weights = to_theirs(LAYOUTS["zoo"], "b0", to_ours(peers.tensors(peer), "timm").weights)
     tensors = []
     for name, text in shapes.items():
         shape = tuple(int(side) for side in text.replace("1000", "4").split("x"))
