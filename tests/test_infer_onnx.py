@@ -775,27 +775,29 @@ class TestPipeline:
         assert model.most_alive <= 4 * 3
 
     def test_reading_and_the_network_overlap(self):
-        """With two threads, one image is read while the other is in the network."""
-        inside, together = threading.Event(), []
+        """The first batch stays in the network until the second image is being read, and the other way round."""
+        reading, inside, together = threading.Event(), threading.Event(), []
 
         class Images(EndlessImages):
             def __len__(self):
                 return 20
 
             def read(self, index):
-                together.append(inside.wait(0.05))
+                if index == 1:
+                    reading.set()
+                    together.append(inside.wait(10))
                 return super().read(index)
 
         class Model(FakeModel):
             def run(self, batch):
-                inside.set()
-                time.sleep(0.02)
-                inside.clear()
+                if not inside.is_set():
+                    inside.set()
+                    together.append(reading.wait(10))
                 return super().run(batch)
 
         model = Model((32, 32, 3))
         assert len(list(classify(model, Images(picture(40, 40)), BatchSizes((1,), 1), 2))) == 20
-        assert any(together[2:])
+        assert together == [True, True]
 
     def test_a_failure_of_the_network_ends_the_run(self):
         class Model(FakeModel):
