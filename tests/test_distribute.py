@@ -214,7 +214,9 @@ class TestARunWithMishaps:
         process = start(folder, images, environment={"NAN_AT": "1,3"})
         _, err = process.communicate(timeout=120)
         assert process.returncode == 1
-        assert "    error: the loss became nan at step 3 of epoch 1" in err
+        # Rank 1 sees its own loss, rank 0 what the averaged gradients made of the weights; either may end first.
+        assert "error: the loss became nan at step 3 of epoch 1" in log_of(folder, 1)
+        assert re.search(r"    error: (the loss became nan|\S+ became infinite or NaN) at step 3 of epoch 1", err)
         assert self.saved(folder) == ["1_1", "1_2"]
 
     def test_a_signal_to_one_rank_stops_all_after_the_same_step(self, folder, images):
