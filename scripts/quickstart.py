@@ -15,7 +15,7 @@ sys.path.insert(0, ROOT)
 from src.cli import RunError, run_cli
 from src.digits import SPLITS, write_digits
 
-DEFAULT_EPOCHS = 12
+DEFAULT_EPOCHS = 8
 LEAST_TOP_1 = 0.97
 
 # The digits are small, few and upright: a mild crop, no flip, a rate for batches of 32, and batch-norm statistics that
@@ -23,7 +23,7 @@ LEAST_TOP_1 = 0.97
 RECIPE = {
     "image_size": 64,
     "batch_size": 32,
-    "lr_max": 0.003,
+    "lr_max": 0.0015,
     "warmup_epochs": 2,
     "norm_momentum": 0.9,
     "crop_scale_min": 0.64,

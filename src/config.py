@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 
 from src.cli import ArgumentParser, UsageError, parse_bool
 from src.lr_generator import DECAY_MODES
-from src.model_info import PADDINGS, VARIANT_NAMES
+from src.models.scaling import PADDINGS, VARIANTS
 from src.preprocess import INTERPOLATIONS, Preprocess
 
 
@@ -92,7 +92,7 @@ GROUPS = {
         Parameter("train_url", None, str, "ModelArts: folder of the object store for the checkpoints"),
     ),
     "network": (
-        Parameter("variant", "b0", choice(*VARIANT_NAMES), "member of the family, b0 to b7"),
+        Parameter("variant", "b0", choice(*VARIANTS), "member of the family, b0 to b7"),
         Parameter("class_num", 1000, count, "number of classes; taken from the folder when left out"),
         Parameter("image_size", 224, number(int, 32, 2048), "pixels, side of the input; the variant's when left out"),
         Parameter("dropout_rate", None, rate, "dropout before the dense layer; the variant's own when left out"),

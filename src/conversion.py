@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import re
 from typing import Mapping, Optional, Sequence, Tuple
@@ -15,7 +14,7 @@ from src.checkpoint import INFO_ENTRY, read_checkpoint, read_entries, write_chec
 from src.cli import RunError, UsageError
 from src.config import Config
 from src.model_info import ModelInfo
-from src.models.scaling import HEAD_CHANNELS, VARIANTS, scale_channels
+from src.models.scaling import HEAD_CHANNELS, VARIANTS, classifier_bound, scale_channels
 from src.preprocess import Preprocess
 from src.weight_files import read_pth, read_safetensors, without_wrapper, write_safetensors
 from src.weight_sources import SOURCES, Source, source_of
@@ -253,7 +252,7 @@ def override(info: ModelInfo, parameters: Config) -> ModelInfo:
 def new_classifier(info: ModelInfo) -> Weights:
     """A classifier as a new network starts with, the same every time."""
     width = scale_channels(HEAD_CHANNELS, VARIANTS[info.variant].width_coeff)
-    bound = 1 / math.sqrt(info.num_classes)
+    bound = classifier_bound(info.num_classes)
     weight = np.random.default_rng(1).uniform(-bound, bound, (info.num_classes, width))
     return dict(zip(CLASSIFIER, (weight.astype(np.float32), np.zeros(info.num_classes, np.float32))))
 

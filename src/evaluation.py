@@ -47,5 +47,5 @@ def sum_over_ranks(score: Score) -> Score:
     """The score over all ranks' images; as it is where there is one rank."""
     if count_ranks() == 1:
         return score
-    images, top_1, top_5 = sum_counts([score.images, score.top_1, score.top_5])
-    return Score(images, sum_floats([score.loss_sum])[0], top_1, top_5)
+    images, top_1, top_5, unusable = sum_counts([score.images, score.top_1, score.top_5, score.unusable])
+    return Score(images, sum_floats([score.loss_sum])[0], top_1, top_5, unusable)

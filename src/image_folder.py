@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import errno
 import os
 import sys
 import time
@@ -99,7 +100,17 @@ def read_image_folder(root: str) -> ImageFolder:
 
 def is_visible_folder(entry: os.DirEntry) -> bool:
     """Whether an entry is a folder, or a link to one, that is not hidden."""
-    return not entry.name.startswith(".") and entry.is_dir()
+    return not entry.name.startswith(".") and is_folder(entry)
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def is_image_name(name: str) -> bool:
@@ -126,7 +137,7 @@ def list_images(folder: str, prefix: str, above: tuple) -> Iterator[str]:
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if is_image_name(entry.name) and not entry.is_dir():
+            if is_image_name(entry.name) and not is_folder(entry):
                 yield f"{prefix}/{entry.name}"
             elif is_visible_folder(entry):
                 yield from list_images(entry.path, f"{prefix}/{entry.name}", (*above, here))

@@ -78,7 +78,8 @@ class Score:
 
     Attributes:
         images: how many were counted.
-        loss_sum: sum of their losses.
+        unusable: how many of them could not be read; they count as wrong and have no loss.
+        loss_sum: sum of the others' losses.
         top_1, top_5: how many have the label among the one or five largest logits (all logits, if fewer than five).
     """
 
@@ -86,6 +87,7 @@ class Score:
     loss_sum: float = 0.0
     top_1: int = 0
     top_5: int = 0
+    unusable: int = 0
 
     def add(self, logits: np.ndarray, labels: np.ndarray, smooth_factor: float = 0.0) -> None:
         """Count a batch: float logits of shape (N, C) and int labels of shape (N,)."""
@@ -97,11 +99,12 @@ class Score:
     def add_wrong(self, images: int) -> None:
         """Count images that could not be read: wrong, and without a loss of their own."""
         self.images += images
+        self.unusable += images
 
     @property
     def loss(self) -> float:
-        """Mean loss over the images."""
-        return self.loss_sum / max(1, self.images)
+        """Mean loss over the images that could be read."""
+        return self.loss_sum / max(1, self.images - self.unusable)
 
     @property
     def top_1_accuracy(self) -> float:

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from typing import Optional, Tuple
 
 from src.cli import RunError
+from src.models.scaling import PADDINGS, VARIANTS
 from src.preprocess import Preprocess
 
 FORMAT = 1
 METADATA_KEY = "efficientnet"
 """Of the entry in an ONNX file's metadata that holds the description."""
-PADDINGS = ("same", "symmetric")
-VARIANT_NAMES = tuple(f"b{i}" for i in range(8))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +41,8 @@ class ModelInfo:
     preprocess: Preprocess = dataclasses.field(default_factory=Preprocess)
 
     def __post_init__(self):
-        if self.variant not in VARIANT_NAMES:
-            raise RunError(f"the model's variant is '{self.variant}', not one of {', '.join(VARIANT_NAMES)}")
+        if self.variant not in VARIANTS:
+            raise RunError(f"the model's variant is '{self.variant}', not one of {', '.join(VARIANTS)}")
         if self.padding not in PADDINGS:
             raise RunError(f"the model's padding is '{self.padding}', not one of {', '.join(PADDINGS)}")
         if isinstance(self.num_classes, bool) or not isinstance(self.num_classes, int) or self.num_classes < 1:

@@ -9,6 +9,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, nn, ops
 
 from src.checkpoint import EMA_PREFIX, Weights, model_parameters
+from src.collective import MeanInOneMessage
 
 # The warm-up of the moving average's decay, (1 + t) / (10 + t) after t updates, is TensorFlow's
 # ExponentialMovingAverage(num_updates=t): the average follows closely at first and is useful in short runs too.
@@ -59,7 +60,7 @@ class TrainStep(nn.Cell):
         self.frozen = frozen or []
         self.mean, self.std = (ms.Tensor(np.array(values, np.float32).reshape(1, 3, 1, 1)) for values in (mean, std))
         self.gradients_of = ops.value_and_grad(self.scaled_loss, None, self.weights)
-        self.reduce = nn.DistributedGradReducer(self.weights, True, rank_size) if rank_size > 1 else ops.identity
+        self.reduce = create_reducer(self.weights, rank_size) if rank_size > 1 else ops.identity
         self.loss_sum = Parameter(ms.Tensor(0.0, ms.float32), name="loss_sum", requires_grad=False)
         if accumulate > 1:
             self.gradient_sums = self.weights.clone(prefix="gradient_sum", init="zeros")
@@ -195,3 +196,10 @@ _follow = ops.MultitypeFuncGraph("follow")
 @_follow.register("Tensor", "Tensor", "Tensor")
 def _follow_one(gap, average, weight):
     return ops.assign(average, average + gap * (weight - average))
+
+
+def create_reducer(weights: ParameterTuple, rank_size: int) -> nn.Cell:
+    """What averages the gradients over the ranks: on NPUs and GPUs MindSpore's own cell, whose messages are fused."""
+    if ms.get_context("device_target") == "CPU":
+        return MeanInOneMessage([weight.shape for weight in weights], rank_size)
+    return nn.DistributedGradReducer(weights, True, rank_size)

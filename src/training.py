@@ -33,6 +33,7 @@ FREE_TO_CHANGE = frozenset(
     tensorboard log_interval sink_size max_bad_images run_modelarts data_url train_url""".split()
 )
 
+SECONDS_FOR_OTHERS = 2.0
 STATISTICS = ("moving_mean", "moving_variance")
 
 
@@ -228,6 +229,9 @@ class TrainingLoop(ms.Callback):
     def diverged(self, what: str) -> RunError:
         """The error of a run whose numbers are none any more: with the step, the rate and what to try."""
         self.monitor.close()
+        if count_ranks() > 1:
+            # The others may still be receiving this step's gradients, and will find the same themselves.
+            time.sleep(SECONDS_FOR_OTHERS)
         saved = find_checkpoints(self.checkpoints.folder)[:1] if self.checkpoints else []
         kept = f"the last good checkpoint is {saved[0]}" if saved else "no checkpoint had been saved"
         rate = self.monitor.learning_rate(self.progress.step)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from src.image_folder import read_image_folder
+from src.metrics import Score
 from src.model_info import ModelInfo
-from src.preprocess import ImageError, Preprocess, crop_for_evaluation, normalise, read_image
+from src.preprocess import ImageError, Preprocess, crop_for_evaluation, load_image, normalise, read_image
 from src.result_files import result_names
 from tests import cpp_program as cpp
 from tests.images import bad_images, draw, encode, good_images, other_images
@@ -319,6 +320,92 @@ class TestOpenVino:
         case.fails("nothing says what the model expects", model=model)
         (case.folder / "other.json").write_text(case.info.to_json())
         assert case.run(model=model).returncode == 0
+
+
+class TestDigits:
+    """The same network by three programs: MindSpore, ONNX Runtime, OpenVINO."""
+
+    @pytest.fixture(scope="class")
+    def data(self, digits, tmp_path_factory):
+        """Six held-out digits of each class."""
+        root = tmp_path_factory.mktemp("digits") / "data"
+        for folder in (digits / "val").iterdir():
+            names = sorted(path.name for path in folder.iterdir())[:6]
+            cpp.write_files(root / folder.name, {name: (folder / name).read_bytes() for name in names})
+        return root
+
+    @pytest.fixture(scope="class")
+    def checkpoint(self, data):
+        """A random B0 whose logits of these digits are of order 1, as large as a trained one's."""
+        from src.checkpoint import write_checkpoint
+        from src.weights import to_ours
+        from tests.peers import create_peer, randomise, tensors
+
+        info = ModelInfo(num_classes=10, class_names=tuple("0123456789"), preprocess=Preprocess.for_image_size(64))
+        folder = read_image_folder(str(data))
+        images = np.stack([load_image(folder.full_path(i), info.preprocess) for i in range(len(folder))])
+        peer = randomise(create_peer("timm_tf", "b0", num_classes=10), images)
+        path = data.parent / "b0.ckpt"
+        write_checkpoint(str(path), to_ours(tensors(peer), "peer").weights, info)
+        return path
+
+    @pytest.fixture(scope="class")
+    def programs(self, data, checkpoint):
+        """Logits of shape (60, 10) and top-1 by eval.py and by infer_onnx.py, and the ONNX file."""
+        import eval as evaluation
+        import export
+        import infer_onnx
+
+        onnx = checkpoint.with_suffix(".onnx")
+        source = ["--checkpoint_path", str(checkpoint), "--device_target", "CPU"]
+        flags = ["--file_format", "ONNX", "--file_name", str(onnx)]
+        export.main([*source, *flags])
+        expected = record_scores(evaluation.main, [*source, "--dataset_path", str(data), "--batch_size", "30"])
+        runner = record_scores(infer_onnx.main, ["--onnx_path", str(onnx), "--dataset_path", str(data)])
+        pixels = checkpoint.with_name("pixels.onnx")
+        more = ["--include_preprocessing", "True", "--include_softmax", "True"]
+        export.main([*source, *flags[:-1], str(pixels), *more])
+        return onnx, pixels, expected, runner
+
+    def test_python_programs_agree(self, programs):
+        _, _, (expected, top_1), (logits, runner_top_1) = programs
+        assert expected.shape == (60, 10) and expected.std() > 0.3
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
+        assert top_1 == runner_top_1
+
+    @pytest.mark.parametrize("kind", ["floats", "pixels"])
+    def test_the_cpp_program_agrees(self, release, data, programs, tmp_path, kind):
+        onnx, pixels, (expected, top_1), _ = programs
+        where = {"BUILD_DIR": str(release[0]), "LITE_HOME": str(release[1]), "PYTHON": sys.executable}
+        done = subprocess.run(
+            ["bash", str(ROOT / "scripts/run_infer_310.sh"), str(onnx if kind == "floats" else pixels), str(data)],
+            cwd=tmp_path,
+            env={**os.environ, "DEVICE_TARGET": "CPU", **where},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        names = result_names(read_image_folder(str(data)).paths)
+        logits = np.stack([np.fromfile(tmp_path / "result_Files" / name, "<f4") for name in names])
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
+        assert f"top-1 {top_1} " in (tmp_path / "acc.log").read_text()
+
+
+def record_scores(main, arguments):
+    """Run a program that scores a folder: the logits that it scored, in order, and how many were right at once."""
+    rows, scores, add = [], set(), Score.add
+
+    def record(self, logits, *others):
+        rows.append(np.array(logits))
+        scores.add(self)
+        return add(self, logits, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Score, "__hash__", object.__hash__)
+        patch.setattr(Score, "add", record)
+        assert not main(arguments)
+    (score,) = scores
+    return np.concatenate(rows), score.top_1
 
 
 class TestRun:
@@ -709,7 +796,8 @@ def test_cpp_and_python_list_the_same_images(case):
     deep = "owl/" + "deep/" * 30 + "x.jpg"
     cpp.write_files(case.data, {name: image for name in ("cat/A.PNG", "cat/a.b.Jpeg", "cat/.hidden/x.jpg", deep)})
     cpp.write_files(case.data, {name: b"text" for name in ("cat/x.txt", "x.jpg", "dog/folder.jpg/y.jpg")})
-    for target, link in (("cat", "dog/circle"), ("..", "dog/up"), ("dog", "cat/dog"), ("nothing", "owl/nothing")):
+    links = {"dog/circle": "cat", "dog/up": "..", "cat/dog": "dog", "owl/nothing": "nothing", "owl/self": "owl/self"}
+    for link, target in links.items():
         os.symlink(case.data / target, case.data / link)
     folder = read_image_folder(str(case.data))
     assert deep in folder.paths and "dog/circle/dog/0.jpg" not in folder.paths and "dog/circle/0.jpg" in folder.paths

@@ -288,6 +288,12 @@ def test_dense_layer_starts_uniformly_within_one_over_root_classes(networks):
     assert (networks["b0"].classifier.bias.asnumpy() == 0).all()
 
 
+@pytest.mark.parametrize(("classes", "bound"), [(10, 0.0316), (1000, 0.0316), (21843, 0.00677)])
+def test_few_classes_do_not_start_with_large_weights(classes, bound):
+    weight = EfficientNet(0.25, 0.1, num_classes=classes).classifier.weight.asnumpy()
+    assert abs(weight).max() == pytest.approx(bound, rel=2e-3)
+
+
 def block_spreads(train):
     """Standard deviation after stem, each block and head, of ours and of timm's network, both as initialised."""
     from tests.peers import create_peer, torch

@@ -86,6 +86,13 @@ class TestListing:
         with pytest.raises(FileNotFoundError):
             folder.read(1)
 
+    def test_a_link_to_itself_is_no_folder(self, tmp_path):
+        root = make(tmp_path, "a/1.jpg")
+        for link in ("b", "a/c", "a/2.jpg"):
+            (tmp_path / link).symlink_to(tmp_path / link)
+        folder = read_image_folder(root)
+        assert folder.classes == ["a"] and folder.paths == ["a/1.jpg", "a/2.jpg"]
+
     @pytest.mark.parametrize("name", ["with space", "中文", "new\nline", "a'b\"c", "-x", "per%cent", "tab\there", "*"])
     def test_odd_names(self, tmp_path, name):
         folder = read_image_folder(make(tmp_path, f"{name}/{name}.jpg"))

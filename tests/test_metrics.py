@@ -63,7 +63,7 @@ def test_a_score_adds_batches_up():
     score.add(np.array([[2.0, 1.0], [2.0, 1.0]]), np.array([0, 1]))
     score.add(np.array([[0.0, 0.0]]), np.array([0]))
     score.add_wrong(1)
-    loss = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(1)) + math.log(2)) / 4
+    loss = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(1)) + math.log(2)) / 3
     assert score.as_result() == {"Loss": pytest.approx(loss), "Top_1_Acc": 0.5, "Top_5_Acc": 0.75}
 
 

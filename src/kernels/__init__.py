@@ -12,9 +12,9 @@ import dataclasses
 import sys
 from typing import Callable, Optional
 
-from src.cli import RunError
 from src.kernels.build import library
 from src.kernels.operators import ConvNormKernel, MeanKernel, RMSPropKernel, SqueezeKernel
+from src.native import CompileError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def load_kernels(threads: Optional[int] = None, say: Callable[[str], None] = pri
     try:
         path = library()
         functions = ctypes.CDLL(path)
-    except (RunError, OSError) as error:
+    except (CompileError, OSError) as error:
         say(f"kernels: MindSpore's own operators, which are slower, because {error}")
         return None
     if threads:

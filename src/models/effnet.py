@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 
 import mindspore as ms
@@ -17,6 +16,7 @@ from src.models.scaling import (
     STEM_CHANNELS,
     VARIANTS,
     Stage,
+    classifier_bound,
     scale_channels,
     scale_repeats,
     scaled_blocks,
@@ -107,9 +107,8 @@ class EfficientNet(nn.Cell):
         self.head = ConvNormActivation(stages[-1].out_channels, head_channels, 1, 1, 1, True, **norm)
         self.mean = PositionMean(head_channels, kernels)
         self.dropout = Dropout(dropout_rate, len(stages), seed)
-        self.classifier = nn.Dense(
-            head_channels, num_classes, weight_init=Uniform(1.0 / math.sqrt(num_classes)), bias_init="zeros"
-        )
+        weight_init = Uniform(classifier_bound(num_classes))
+        self.classifier = nn.Dense(head_channels, num_classes, weight_init=weight_init, bias_init="zeros")
         # Counts training steps: the position in the random numbers of drop-connect and dropout.
         self.random_step = Parameter(ms.Tensor(0, ms.int32), name="random_step", requires_grad=False)
 

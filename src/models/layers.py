@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import Normal
 
-PADDINGS = ("same", "symmetric")
+from src.models.scaling import PADDINGS
 
 
 def swish(x):

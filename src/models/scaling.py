@@ -27,6 +27,8 @@ STAGES = (
     Stage(6, 3, 1, 192, 320, 1),
 )
 STEM_CHANNELS = 32
+PADDINGS = ("same", "symmetric")
+"""How convolutions pad: as TensorFlow does, or as PyTorch does."""
 HEAD_CHANNELS = 1280
 SQUEEZE_RATIO = 0.25
 
@@ -83,3 +85,12 @@ def scaled_blocks(width_coeff: float, depth_coeff: float) -> List[Stage]:
                 )
             )
     return blocks
+
+
+def classifier_bound(num_classes: int) -> float:
+    """A new dense layer's weights are uniform within plus and minus this.
+
+    TensorFlow's 1 / sqrt(classes), made for the 1000 of ImageNet, and no more than that where there are fewer: with 10
+    classes the logits would begin with a deviation of about 2, and the first epochs would go into unlearning them.
+    """
+    return 1.0 / math.sqrt(max(num_classes, 1000))
