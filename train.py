@@ -24,6 +24,7 @@ from src.config import Config, add_parameters, create_parser, take_parameters
 from src.dataset import BadImages, create_dataset, create_training_stream
 from src.history import History
 from src.image_engine import describe_engine
+from src.graph_cache import find_graph_folder
 from src.image_folder import ImageFolder, read_image_folder
 from src.kernels import Kernels
 from src.loss import CrossEntropySmooth
@@ -276,7 +277,13 @@ def create_train_step(config: Config, device: Device, network: EfficientNet, lea
         frozen,
         config.mean,
         config.std,
+        choose_graph_folder(config, device),
     ).set_train()
+
+
+def choose_graph_folder(config: Config, device: Device) -> str | None:
+    """Where the compiled step is kept; nowhere on NPUs, where that was not run, nor for one of many ranks."""
+    return find_graph_folder() if config.keep_graph and device.target == "CPU" and device.rank_size == 1 else None
 
 
 def restore(resumed, network, step_cell: TrainStep, progress: Progress) -> None:

@@ -85,6 +85,7 @@ GROUPS = {
         ),
         Parameter("device_id", None, natural, "number of the device on this host; DEVICE_ID or 0 when left out"),
         Parameter("kernels", True, parse_bool, "on a CPU: compute with kernels that are compiled on first use"),
+        Parameter("keep_graph", True, parse_bool, "on a CPU: keep the compiled training step for the next start"),
         Parameter("run_distribute", False, parse_bool, "train as one rank of many; the launcher sets up the ranks"),
         Parameter("sync_bn", False, parse_bool, "compute batch-norm statistics over all ranks, where the device can"),
         Parameter("run_modelarts", False, parse_bool, "on ModelArts: copy images in and checkpoints out by moxing"),

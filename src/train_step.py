@@ -10,6 +10,7 @@ from mindspore import Parameter, ParameterTuple, nn, ops
 
 from src.checkpoint import EMA_PREFIX, Weights, model_parameters
 from src.collective import MeanInOneMessage
+from src.graph_cache import compile_once
 
 # The warm-up of the moving average's decay, (1 + t) / (10 + t) after t updates, is TensorFlow's
 # ExponentialMovingAverage(num_updates=t): the average follows closely at first and is useful in short runs too.
@@ -30,6 +31,7 @@ class TrainStep(nn.Cell):
         rank_size: ranks over which gradients are averaged.
         frozen: cells of the network that stay in evaluation mode.
         mean, std: of each channel, in units of 0 to 255, for pixels that arrive as uint8.
+        graph_folder: where compiled graphs are kept for the next start; None keeps none.
 
     Inputs: images (N, 3, H, W), normalised or uint8, and labels as `loss` takes them. Outputs: the unscaled loss.
     """
@@ -47,6 +49,7 @@ class TrainStep(nn.Cell):
         frozen: Optional[List[nn.Cell]] = None,
         mean: Sequence[float] = (127.5,) * 3,
         std: Sequence[float] = (127.5,) * 3,
+        graph_folder: Optional[str] = None,
     ):
         super().__init__(auto_prefix=False)
         self.network = network
@@ -73,6 +76,17 @@ class TrainStep(nn.Cell):
             )
             self.updates = Parameter(ms.Tensor(0, ms.int32), name="ema_updates", requires_grad=False)
         self.hyper_map = ops.HyperMap()
+        self.graph_folder = graph_folder
+        self.compiled_for: List[tuple] = []
+
+    def compile(self, *args, **kwargs):
+        """Compile for inputs of these shapes, once in this process and, where graphs are kept, on this machine."""
+        inputs = tuple((tensor.shape, tensor.dtype) for tensor in args)
+        if self.graph_folder is None or kwargs or inputs in self.compiled_for:
+            super().compile(*args, **kwargs)
+        else:
+            compile_once(self, args, self.graph_folder, lambda: super(TrainStep, self).compile(*args))
+            self.compiled_for.append(inputs)
 
     def set_train(self, mode: bool = True):
         """Switch to training mode; frozen cells stay in evaluation mode."""

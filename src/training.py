@@ -28,9 +28,10 @@ from src.train_step import TrainStep
 
 # What a resumed run may change: where things are, how they are shown, and which device computes.
 FREE_TO_CHANGE = frozenset(
-    """dataset_path eval_dataset_path device_target device_id kernels num_workers save_checkpoint save_checkpoint_epochs
-    save_checkpoint_steps keep_checkpoint_max save_checkpoint_path resume pretrained eval_interval early_stop
-    tensorboard log_interval sink_size max_bad_images run_modelarts data_url train_url""".split()
+    """dataset_path eval_dataset_path device_target device_id kernels keep_graph num_workers save_checkpoint
+    save_checkpoint_epochs save_checkpoint_steps keep_checkpoint_max save_checkpoint_path resume pretrained
+    eval_interval early_stop tensorboard log_interval sink_size max_bad_images run_modelarts data_url
+    train_url""".split()
 )
 
 SECONDS_FOR_OTHERS = 2.0
