@@ -186,10 +186,11 @@ static inline void mix_pixels(const uint8_t *pixel, const int32_t *weight, int32
 }
 
 // One row of pixels of 4 bytes to `width` output pixels of 4 bytes. Reads 4 bytes behind the last pixel that counts.
-static void resize_row(const uint8_t *row, const Weights *across, int32_t width, uint8_t *out) {
+// `shift` is where the weights' first pixel lies in the row; below 0 where the row begins after it.
+static void resize_row(const uint8_t *row, int32_t shift, const Weights *across, int32_t width, uint8_t *out) {
   for (int32_t x = 0; x < width; ++x) {
     const int32_t *weight = across->fixed + (size_t)x * (size_t)across->taps;
-    mix_pixels(row + 4 * (size_t)across->first[x], weight, across->count[x], out + 4 * (size_t)x);
+    mix_pixels(row + 4 * (size_t)(shift + across->first[x]), weight, across->count[x], out + 4 * (size_t)x);
   }
 }
 
@@ -265,12 +266,12 @@ static void finish(const Work *work, const Request *request, uint8_t *out) {
 // Decode what the request needs of a started JPEG and resize it across, row by row.
 static int read_rows(struct jpeg_decompress_struct *info, const Work *work, const Request *request, JDIMENSION offset) {
   const size_t stride = (size_t)request->side * 4;
-  const uint8_t *first_pixel = work->line + LEAD + 4 * ((size_t)request->left - offset);
+  const int32_t shift = request->left - (int32_t)offset;
   JSAMPROW line = work->line + LEAD;
   while (info->output_scanline < (JDIMENSION)(request->top + work->last_row)) {
     const int32_t row = (int32_t)info->output_scanline - request->top - work->first_row;
     if (jpeg_read_scanlines(info, &line, 1) != 1) return 0;
-    if (row >= 0) resize_row(first_pixel, &work->across, request->side, work->rows + (size_t)row * stride);
+    if (row >= 0) resize_row(line, shift, &work->across, request->side, work->rows + (size_t)row * stride);
   }
   return 1;
 }
