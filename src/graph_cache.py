@@ -17,6 +17,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 import types
 from collections.abc import Callable, Iterator
 
@@ -31,6 +32,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SEAL = "sha256"
 # A graph takes about one MB.
 KEPT = 30
+DAY = 86400.0
+# Bytes. On a full disk MindSpore complains on standard error.
+LEAST_FREE = 50_000_000
 # What differs between two cells or functions that are alike: when they were made, what they have compiled.
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 INCIDENTAL = frozenset(
@@ -68,6 +72,8 @@ def compile_once(cell: nn.Cell, arguments: tuple, folder: str, compile_cell: Cal
             return os.utime(path)
         except (OSError, RuntimeError):
             return compile_cell()
+    if shutil.disk_usage(folder).free < LEAST_FREE:
+        return compile_cell()
     try:
         unfinished = tempfile.mkdtemp(prefix=".", dir=folder)
     except OSError:
@@ -77,6 +83,9 @@ def compile_once(cell: nn.Cell, arguments: tuple, folder: str, compile_cell: Cal
             compile_cell()
         with contextlib.suppress(OSError):
             keep(unfinished, path)
+    except (OSError, RuntimeError):
+        # What MindSpore cannot write, for want of space for example, can be computed nevertheless.
+        compile_cell()
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -105,8 +114,11 @@ def keep(unfinished: str, path: str) -> None:
     if not is_intact(path):
         shutil.rmtree(path, ignore_errors=True)
     os.rename(unfinished, path)
-    graphs = sorted(glob.glob(os.path.join(os.path.dirname(path), "*")), key=os.path.getmtime, reverse=True)
-    for old in graphs[KEPT:]:
+    folder = os.path.dirname(path)
+    graphs = sorted(glob.glob(os.path.join(folder, "*")), key=os.path.getmtime, reverse=True)
+    # Processes that were killed leave what they had begun.
+    begun = [path for path in glob.glob(os.path.join(folder, ".*")) if os.path.getmtime(path) < time.time() - DAY]
+    for old in [*graphs[KEPT:], *begun]:
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import mindspore as ms
 import numpy as np
@@ -143,6 +144,30 @@ def test_oldest_graphs_go(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["2", "3", "4"]
 
 
+def test_what_a_killed_process_has_begun_goes_after_a_day(tmp_path):
+    for name, age in ((".killed", 90000), (".compiling", 60), ("kept", 90000)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, times=(time.time() - age,) * 2)
+    (tmp_path / ".new" / "rank_0" / "graph_cache").mkdir(parents=True)
+    (tmp_path / ".new" / "rank_0" / "graph_cache" / "a.mindir").write_text("")
+    graph_cache.keep(str(tmp_path / ".new"), str(tmp_path / "new"))
+    assert sorted(os.listdir(tmp_path)) == [".compiling", "kept", "new"]
+
+
+def test_a_graph_that_cannot_be_written_is_computed_nevertheless(tmp_path, monkeypatch):
+    attempts = []
+
+    def compile_cell():
+        attempts.append(ms.get_context("enable_compile_cache"))
+        if attempts[-1]:
+            raise RuntimeError("no space")
+
+    monkeypatch.setattr(graph_cache, "graph_key", lambda *_: "key")
+    graph_cache.compile_once(None, (), str(tmp_path / "graphs"), compile_cell)
+    assert attempts == [True, False]
+    assert not os.listdir(tmp_path / "graphs")
+
+
 def test_only_a_single_process_on_a_cpu_keeps_its_step(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kept = train.choose_graph_folder(Config(), Device("CPU"))
@@ -164,6 +189,16 @@ def test_training_takes_the_step_that_an_earlier_run_has_kept(tmp_path, few_imag
         times.append(graphs(tmp_path, "efficientnet-mindspore/graphs"))
     assert losses[0] == losses[1]
     assert len(times[0]) == 1 and times[0] == times[1]
+
+
+def test_on_a_full_disk_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(graph_cache, "LEAST_FREE", 1 << 62)
+    monkeypatch.setattr(graph_cache, "graph_key", lambda *_: "key")
+    used = []
+    graph_cache.compile_once(
+        None, (), str(tmp_path / "graphs"), lambda: used.append(ms.get_context("enable_compile_cache"))
+    )
+    assert used == [False] and not os.listdir(tmp_path / "graphs")
 
 
 # What the key of a training step depends on.
