@@ -326,7 +326,8 @@ class TestDigits:
     """The same network by three programs: MindSpore, ONNX Runtime, OpenVINO."""
 
     @pytest.fixture(scope="class")
-    def data(self, digits, tmp_path_factory):
+    @classmethod
+    def data(cls, digits, tmp_path_factory):
         """Six held-out digits of each class."""
         root = tmp_path_factory.mktemp("digits") / "data"
         for folder in (digits / "val").iterdir():
@@ -335,7 +336,8 @@ class TestDigits:
         return root
 
     @pytest.fixture(scope="class")
-    def checkpoint(self, data):
+    @classmethod
+    def checkpoint(cls, data):
         """A random B0 whose logits of these digits are of order 1, as large as a trained one's."""
         from src.checkpoint import write_checkpoint
         from src.weights import to_ours
@@ -350,7 +352,8 @@ class TestDigits:
         return path
 
     @pytest.fixture(scope="class")
-    def programs(self, data, checkpoint):
+    @classmethod
+    def programs(cls, data, checkpoint):
         """Logits of shape (60, 10) and top-1 by eval.py and by infer_onnx.py, and the ONNX file."""
         import eval as evaluation
         import export

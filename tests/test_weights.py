@@ -289,7 +289,7 @@ def timm_weights():
                     yield from (pytest.param(name, variant, config, file, id=file) for file in files)
 
 
-@pytest.mark.parametrize("name, variant, config, file", timm_weights())
+@pytest.mark.parametrize("name, variant, config, file", list(timm_weights()))
 def test_images_are_those_that_timm_says_its_weights_expect(name, variant, config, file):
     source = SOURCES["timm_tf" if name.startswith("tf_") else "timm"]
     images = source.describe(variant, config.num_classes, file).preprocess
