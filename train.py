@@ -23,8 +23,8 @@ from src.collective import count_ranks, find_disagreement
 from src.config import Config, add_parameters, create_parser, take_parameters
 from src.dataset import BadImages, create_dataset, create_training_stream
 from src.history import History
-from src.image_engine import describe_engine
 from src.graph_cache import find_graph_folder
+from src.image_engine import describe_engine
 from src.image_folder import ImageFolder, read_image_folder
 from src.kernels import Kernels
 from src.loss import CrossEntropySmooth

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ os.environ.setdefault("GLOG_v", "3")
 import numpy as np
 from PIL import Image
 
+from benchmarks.machine import describe_machine
 from src.cli import ArgumentParser, RunError, parse_positive_int, run_cli
 
 WIDTH, HEIGHT = 500, 375
@@ -179,15 +179,6 @@ def measure_all(folder: str, batch_size: int, cores: list[int], repeats: int, pr
     return rates
 
 
-def describe_machine() -> str:
-    """The processor."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
-
-
 def report(rates: dict, single: dict, cores: int) -> dict:
     """Print the table and what it means for a server; returns the ratios."""
     median = {key: statistics.median(values) for key, values in rates.items()}
@@ -230,9 +221,8 @@ def main(argv=None) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         size = write_photos(folder, arguments.images)
-        print(
-            f"{describe_machine()}, {len(cores)} cores; {arguments.images} JPEGs of {size:.0f} kB; {describe_engine()}"
-        )
+        print(f"machine: {describe_machine('mindspore', 'torchvision')}; {len(cores)} cores are used")
+        print(f"{arguments.images} JPEGs of {size:.0f} kB; {describe_engine()}")
         rates = measure_all(folder, arguments.batch_size, cores, arguments.repeats, PIPELINES)
         single = measure_all(folder, arguments.batch_size, cores[:1], arguments.repeats, ["ours"])
     print(json.dumps(report(rates, single, len(cores))))

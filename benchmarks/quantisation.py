@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import time
 
@@ -20,6 +19,7 @@ import onnxruntime
 from onnxruntime.quantization import CalibrationMethod
 
 import src.device  # noqa: F401  first: it sets what MindSpore reads when it loads
+from benchmarks.machine import describe_machine
 from src.checkpoint import read_checkpoint
 from src.cli import parse_positive_int, run_cli
 from src.config import create_parser
@@ -113,7 +113,7 @@ def main(argv=None) -> None:
 def report(arguments, info, models, logits, labels, rates) -> None:
     """The table and the line of JSON."""
     print(
-        f"{platform.processor() or platform.machine()}, {arguments.threads} threads, batch {arguments.batch_size}, "
+        f"machine: {describe_machine('onnxruntime')}; {arguments.threads} threads, batch {arguments.batch_size}, "
         f"EfficientNet-{info.variant.upper()} at {info.preprocess.image_size} pixels, {len(labels)} images"
     )
     print("| file | top-1 | same class as fp32 | noise in the logits | size | images/s | by fp32's |")

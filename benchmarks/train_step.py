@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from benchmarks.machine import describe_machine
 from src.cli import ArgumentParser, RunError, parse_positive_int, run_cli
 
 # What is measured: images, pixels, whether they are trained on.
@@ -35,37 +35,31 @@ def main(argv=None) -> None:
     parser.add_argument("--threads", type=parse_positive_int, help="of PyTorch; one for each core when left out")
     parser.add_argument("--without_kernels", action="store_true", help="MindSpore's own operators, for comparison")
     arguments = parser.parse_args(argv)
-    cores = len(os.sched_getaffinity(0))
-    threads = arguments.threads or cores
-    print(f"machine: {processor()}, {cores} cores; PyTorch with {threads} threads", flush=True)
+    threads = arguments.threads or len(os.sched_getaffinity(0))
+    print(f"machine: {describe_machine('mindspore', 'torch', 'timm')}; PyTorch with {threads} threads", flush=True)
     with tempfile.TemporaryDirectory() as cache:
         compare(threads, arguments, {**os.environ, "XDG_CACHE_HOME": cache})
 
 
 def compare(threads: int, arguments, environment: dict) -> None:
     """Measure all cases with a cache for compiled things that is empty at first."""
-    result, first = {}, []
+    shapes = {name: [str(int(value)) for value in case] for name, case in CASES.items()}
+    kernels = str(int(not arguments.without_kernels))
+    start = Side("own", [*shapes["step_224"], kernels], environment)
+    print(f"first start: prepared after {start.prepared:.1f} s, then first step {start.first:.1f} s", flush=True)
+    peak_at_start = start.close()
+    result = {"first_step_s": round(start.first, 1)}
     for name, (images, pixels, training) in CASES.items():
-        shape = [str(images), str(pixels), str(int(training))]
-        own = ["own", [*shape, str(int(not arguments.without_kernels))], environment]
-        if not first:
-            # A first start on a machine, and then a second one.
-            start = Side(*own)
-            first.append(start.first)
-            print(
-                f"first start: prepared after {start.prepared:.1f} s, then first step {start.first:.1f} s", flush=True
-            )
-            peak = start.close()
-        sides = [Side(*own), Side("peer", [*shape, str(threads)], environment)]
-        if len(first) == 1:
-            first.append(sides[0].first)
+        sides = [Side("own", [*shapes[name], kernels], environment)]
+        sides.append(Side("peer", [*shapes[name], str(threads)], environment))
         times = measure(sides, arguments.repeats)
         memory = [side.close() for side in sides]
         own, peer = (statistics.median(values) for values in times)
         result[name] = round(own / peer, 3)
         if name == "step_224":
+            result["second_start_s"] = round(sides[0].first, 1)
             # Compiling a graph takes more memory than reading it.
-            memory[0] = max(memory[0], peak)
+            memory[0] = max(memory[0], peak_at_start)
             result["peak_memory"] = round(memory[0] / memory[1], 3)
         what = f"{'training step' if training else 'evaluation'} of {images} x {pixels} x {pixels}"
         for side, values, peak in zip(sides, times, memory):
@@ -74,16 +68,8 @@ def compare(threads: int, arguments, environment: dict) -> None:
                 f"fastest {min(values) * 1e3:.0f} ms, first {side.first:.1f} s, peak memory {peak:.0f} MB",
                 flush=True,
             )
-    result["first_step_s"], result["second_start_s"] = (round(seconds, 1) for seconds in first)
     order = ("step_224", "step_64", "forward_224", "peak_memory", "first_step_s", "second_start_s")
     print(json.dumps({name: result[name] for name in order}))
-
-
-def processor() -> str:
-    """The processor's name."""
-    with open("/proc/cpuinfo") as file:
-        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 class Side:

@@ -4,8 +4,8 @@ set -eu
 . "$(dirname -- "$0")/common.sh"
 . "$root/scripts/environment.sh"
 
-usage="usage: bash quickstart.sh [--epochs N] [--out DIR]   (8 epochs; ./quickstart of the repository)"
 epochs=8
+usage="usage: bash quickstart.sh [--epochs N] [--out DIR]   ($epochs epochs; ./quickstart of the repository)"
 out=$root/quickstart
 while [ "$#" -gt 0 ]; do
     case $1 in

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import mindspore as ms
 import numpy as np
@@ -60,32 +60,37 @@ def compile_once(cell: nn.Cell, arguments: tuple, folder: str, compile_cell: Cal
         compile_cell: compiles.
     """
     # Whoever uses MindSpore's own switch gets what it does.
-    if ms.get_context("enable_compile_cache") or "MS_COMPILER_CACHE_ENABLE" in os.environ:
-        return compile_cell()
-    if not is_private_folder(folder):
+    own_switch = ms.get_context("enable_compile_cache") or "MS_COMPILER_CACHE_ENABLE" in os.environ
+    if own_switch or not is_private_folder(folder):
         return compile_cell()
     path = os.path.join(folder, graph_key(cell, arguments))
-    if is_intact(path):
-        try:
-            with graphs_in(path):
-                compile_cell()
-            return os.utime(path)
-        except (OSError, RuntimeError):
-            return compile_cell()
-    if shutil.disk_usage(folder).free < LEAST_FREE:
+    kept = is_intact(path)
+    if not kept and shutil.disk_usage(folder).free < LEAST_FREE:
         return compile_cell()
     try:
-        unfinished = tempfile.mkdtemp(prefix=".", dir=folder)
-    except OSError:
-        return compile_cell()
+        if kept:
+            with graphs_in(path):
+                compile_cell()
+            os.utime(path)
+        else:
+            compile_and_keep(compile_cell, path)
+    except (OSError, RuntimeError):
+        # What MindSpore cannot read or write can be computed nevertheless.
+        compile_cell()
+
+
+def compile_and_keep(compile_cell: Callable[[], None], path: str) -> None:
+    """Compile, and keep the graph as `path` where that can be done.
+
+    Raises:
+        OSError, RuntimeError: if compiling into a folder beside it fails.
+    """
+    unfinished = tempfile.mkdtemp(prefix=".", dir=os.path.dirname(path))
     try:
         with graphs_in(unfinished):
             compile_cell()
         with contextlib.suppress(OSError):
             keep(unfinished, path)
-    except (OSError, RuntimeError):
-        # What MindSpore cannot write, for want of space for example, can be computed nevertheless.
-        compile_cell()
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -136,10 +141,15 @@ def digest_of_files(folder: str) -> str | None:
     paths = sorted(glob.glob(os.path.join(folder, "rank_*", "graph_cache", "*")))
     if not any(path.endswith(".mindir") for path in paths):
         return None
+    return digest_of(paths, folder)
+
+
+def digest_of(paths: Iterable[str], base: str) -> str:
+    """A digest of files: what is in them, and where they lie below a folder."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
-            digest.update(repr((os.path.relpath(path, folder), hashlib.sha256(file.read()).hexdigest())).encode())
+            digest.update(repr((os.path.relpath(path, base), hashlib.sha256(file.read()).hexdigest())).encode())
     return digest.hexdigest()
 
 
@@ -158,14 +168,10 @@ def graph_key(cell: nn.Cell, arguments: tuple) -> str:
 
 def digest_of_sources() -> str:
     """A digest of this repository's programs and of the script that runs."""
-    digest = hashlib.sha256()
-    script = os.path.abspath(sys.argv[0])
     paths = sorted(glob.glob(os.path.join(ROOT, "src", "**", "*.py"), recursive=True))
-    for path in [*paths, script]:
-        if os.path.isfile(path):
-            with open(path, "rb") as file:
-                digest.update(repr((path, hashlib.sha256(file.read()).hexdigest())).encode())
-    return digest.hexdigest()
+    script = os.path.abspath(sys.argv[0])
+    # Where they lie counts, too: graphs name their sources.
+    return digest_of([path for path in (*paths, script) if os.path.isfile(path)], os.path.sep)
 
 
 def describe(write: Callable[[bytes], None], value, seen: dict) -> None:

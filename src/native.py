@@ -144,11 +144,11 @@ def compile_first(compiler: Sequence[str], flags: Sequence[Sequence[str]], path:
     *others, last = flags
     for words in others:
         with contextlib.suppress(CompileError):
-            return compile_once(compiler, words, path)
-    compile_once(compiler, last, path)
+            return run_compiler(compiler, words, path)
+    run_compiler(compiler, last, path)
 
 
-def compile_once(compiler: Sequence[str], flags: Sequence[str], path: str) -> None:
+def run_compiler(compiler: Sequence[str], flags: Sequence[str], path: str) -> None:
     """Run the compiler.
 
     Raises:

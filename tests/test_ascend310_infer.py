@@ -379,19 +379,20 @@ class TestDigits:
     @pytest.mark.parametrize("kind", ["floats", "pixels"])
     def test_the_cpp_program_agrees(self, release, data, programs, tmp_path, kind):
         onnx, pixels, (expected, top_1), _ = programs
-        where = {"BUILD_DIR": str(release[0]), "LITE_HOME": str(release[1]), "PYTHON": sys.executable}
-        done = subprocess.run(
-            ["bash", str(ROOT / "scripts/run_infer_310.sh"), str(onnx if kind == "floats" else pixels), str(data)],
-            cwd=tmp_path,
-            env={**os.environ, "DEVICE_TARGET": "CPU", **where},
-            capture_output=True,
-            text=True,
-        )
+        done = run_infer_310(release, tmp_path, onnx if kind == "floats" else pixels, data, DEVICE_TARGET="CPU")
         assert done.returncode == 0, done.stderr
         names = result_names(read_image_folder(str(data)).paths)
         logits = np.stack([np.fromfile(tmp_path / "result_Files" / name, "<f4") for name in names])
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
         assert f"top-1 {top_1} " in (tmp_path / "acc.log").read_text()
+
+
+def run_infer_310(build, folder, *arguments, **environment):
+    """Run the script in a folder with a build of these tests, which is reused: it keeps its options."""
+    where = {"BUILD_DIR": str(build[0]), "LITE_HOME": str(build[1]), "PYTHON": sys.executable}
+    command = ["bash", str(ROOT / "scripts" / "run_infer_310.sh"), *map(str, arguments)]
+    environment = {**os.environ, **where, **environment}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 
 def record_scores(main, arguments):
@@ -703,12 +704,8 @@ def read_resident(pid):
 
 class TestScripts:
     def run_script(self, case, *arguments, **environment):
-        where = {"BUILD_DIR": str(case.build), "LITE_HOME": str(case.package), "PYTHON": sys.executable}
-        command = ["bash", str(ROOT / "scripts" / "run_infer_310.sh"), *map(str, arguments)]
-        # The build with tests is reused: build.sh keeps the options of an earlier configuration.
-        return subprocess.run(
-            command, cwd=case.folder, capture_output=True, text=True, env=case.environment(**{**where, **environment})
-        )
+        build = case.build, case.package
+        return run_infer_310(build, case.folder, *arguments, LITE_DOUBLE_LOG=str(case.log), **environment)
 
     def test_on_a_device_from_any_folder(self, case):
         done = self.run_script(case, "model.mindir", "data", "1")

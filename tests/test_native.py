@@ -19,8 +19,6 @@ FLAGS = ["-fPIC", "-shared"]
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache, an empty folder for temporary files, and a compiler that notes its calls and takes its time."""
-    if not any(os.access(os.path.join(folder, "cc"), os.X_OK) for folder in os.environ["PATH"].split(os.pathsep)):
-        pytest.skip("there is no C compiler")
     compiler = tmp_path / "compiler"
     compiler.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\n[ "$1" = --version ] || sleep 0.3\nexec cc "$@"\n')
     compiler.chmod(0o755)

@@ -27,10 +27,10 @@ STAGES = (
     Stage(6, 3, 1, 192, 320, 1),
 )
 STEM_CHANNELS = 32
-PADDINGS = ("same", "symmetric")
-"""How convolutions pad: as TensorFlow does, or as PyTorch does."""
 HEAD_CHANNELS = 1280
 SQUEEZE_RATIO = 0.25
+PADDINGS = ("same", "symmetric")
+"""How convolutions pad: as TensorFlow does, or as PyTorch does."""
 
 
 class Variant(NamedTuple):
