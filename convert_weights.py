@@ -12,11 +12,11 @@ import re
 import sys
 import textwrap
 
-import src.device  # noqa: F401  first: it sets what MindSpore reads when it loads
-from src.checkpoint import check_weights, network_shapes
-from src.cli import UsageError, parse_bool, run_cli
+import src.runtime.device  # noqa: F401  first: it sets what MindSpore reads when it loads
+from src.common.cli import UsageError, parse_bool, run_cli
 from src.config import add_parameters, create_parser, take_parameters
-from src.conversion import (
+from src.weights.checkpoint import check_weights, network_shapes
+from src.weights.conversion import (
     ARCHITECTURE,
     Converted,
     override,
@@ -26,8 +26,8 @@ from src.conversion import (
     write_ours,
     write_theirs,
 )
-from src.model_info import ModelInfo
-from src.weights import count, list_names
+from src.weights.model_info import ModelInfo
+from src.weights.names import count, list_names
 
 OVERRIDES = ("class_num", "image_size", "crop_ratio", "interpolation", "mean", "std")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
-from src.cli import ArgumentParser, atomic_write, run_cli
-from src.image_folder import read_image_folder
+from src.common.cli import ArgumentParser, atomic_write, run_cli
+from src.data.image_folder import read_image_folder
 
 
 def main(argv=None) -> None:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import sys
 
-from src.device import prepare_device  # first: it sets what MindSpore reads when it loads
+from src.runtime.device import prepare_device  # first: it sets what MindSpore reads when it loads
 
 from tqdm import tqdm
 
-from src.checkpoint import Checkpoint, build_network, load_weights, read_checkpoint
-from src.cli import UsageError, parse_bool, run_cli
+from src.weights.checkpoint import Checkpoint, build_network, load_weights, read_checkpoint
+from src.common.cli import UsageError, parse_bool, run_cli
 from src.config import Config, add_parameters, create_parser, take_parameters
 from src.dataset import BadImages, create_dataset
-from src.evaluation import evaluate
-from src.image_folder import ImageFolder, read_image_folder
+from src.evaluation.evaluate import evaluate
+from src.data.image_folder import ImageFolder, read_image_folder
 
 # The default of 256 needs gigabytes and is no faster on a CPU.
 CPU_BATCH_SIZE = 32

@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import sys
 
-from src.device import prepare_device  # first: it sets what MindSpore reads when it loads
+from src.runtime.device import prepare_device  # first: it sets what MindSpore reads when it loads
 
-from src.checkpoint import Checkpoint, read_checkpoint
-from src.cli import UsageError, parse_bool, parse_positive_int, run_cli
+from src.weights.checkpoint import Checkpoint, read_checkpoint
+from src.common.cli import UsageError, parse_bool, parse_positive_int, run_cli
 from src.config import Config, add_parameters, choice, create_parser, positive, take_parameters
-from src.conversion import override
-from src.export import export
-from src.export_plan import PRECISIONS, SUFFIXES, Plan, complete_path
-from src.model_info import ModelInfo
+from src.weights.conversion import override
+from src.export.exporter import export
+from src.export.plan import PRECISIONS, SUFFIXES, Plan, complete_path
+from src.weights.model_info import ModelInfo
 
 SHARED = ("device_target", "device_id", "variant", "class_num", "image_size")
 

@@ -13,16 +13,16 @@ import sys
 import numpy as np
 
 from src import config
-from src.class_report import ClassTally, check_writable, draw_confusion, import_figure, write_report
-from src.classification import BatchSizes, choose_sizes, classify, count_cores, describe_decoder
-from src.cli import RunError, UsageError, run_cli
-from src.image_folder import read_image_folder
-from src.image_list import find_images
-from src.metrics import Score
-from src.onnx_session import PROVIDERS, GivenSettings, OnnxModel, open_model, read_class_names
-from src.predictions import Table, as_json, display_names, error_as_json, top_classes
-from src.preprocess import INTERPOLATIONS
-from src.progress import Failures, Progress
+from src.common.cli import RunError, UsageError, run_cli
+from src.data.image_folder import read_image_folder
+from src.data.image_list import find_images
+from src.evaluation.class_report import ClassTally, check_writable, draw_confusion, import_figure, write_report
+from src.evaluation.metrics import Score
+from src.images.preprocess import INTERPOLATIONS
+from src.inference.classification import BatchSizes, choose_sizes, classify, count_cores, describe_decoder
+from src.inference.predictions import Table, as_json, display_names, error_as_json, top_classes
+from src.inference.progress import Failures, Progress
+from src.inference.session import PROVIDERS, GivenSettings, OnnxModel, open_model, read_class_names
 
 TOP_K = 5
 

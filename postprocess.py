@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from src.cli import ArgumentParser, RunError, run_cli
-from src.metrics import top_k_hits
-from src.result_files import list_results, read_labels, read_result, result_names
+from src.common.cli import ArgumentParser, RunError, run_cli
+from src.evaluation.metrics import top_k_hits
+from src.inference.result_files import list_results, read_labels, read_result, result_names
 
 
 def main(argv=None) -> None:

@@ -12,34 +12,34 @@ import os
 import sys
 import time
 
-from src.device import Device, prepare_device  # first: it sets what MindSpore reads when it loads
+from src.runtime.device import Device, prepare_device  # first: it sets what MindSpore reads when it loads
 
 import mindspore as ms
 from mindspore import amp
 
-from src.checkpoint import BEST_NAME, Checkpoint, load_weights, read_checkpoint
-from src.cli import RunError, UsageError, atomic_write, run_cli
-from src.collective import count_ranks, find_disagreement
+from src.weights.checkpoint import BEST_NAME, Checkpoint, load_weights, read_checkpoint
+from src.common.cli import RunError, UsageError, atomic_write, run_cli
+from src.runtime.collective import count_ranks, find_disagreement
 from src.config import Config, add_parameters, create_parser, take_parameters
 from src.dataset import BadImages, create_dataset, create_training_stream
-from src.history import History
-from src.graph_cache import find_graph_folder
-from src.image_engine import describe_engine
-from src.image_folder import ImageFolder, read_image_folder
+from src.training.history import History
+from src.training.graph_cache import find_graph_folder
+from src.images.engine import describe_engine
+from src.data.image_folder import ImageFolder, read_image_folder
 from src.kernels import Kernels
 from src.loss import CrossEntropySmooth
 from src.lr_generator import get_lr
-from src.mix import create_mix
-from src.model_info import ModelInfo
-from src.modelarts import copied_folders
+from src.images.mix import create_mix
+from src.weights.model_info import ModelInfo
+from src.launch.modelarts import copied_folders
 from src.models.effnet import VARIANTS, EfficientNet, create_network
 from src.models.table import count_multiply_adds
 from src.Monitor import Monitor, format_seconds
-from src.optimizer import create_optimizer
-from src.recipes import apply_recipe
-from src.run_folder import CheckpointFolder, claimed, find_resume
-from src.train_step import TrainStep
-from src.training import (
+from src.training.optimizer import create_optimizer
+from src.training.recipes import apply_recipe
+from src.training.run_folder import CheckpointFolder, claimed, find_resume
+from src.training.step import TrainStep
+from src.training.loop import (
     FREE_TO_CHANGE,
     Progress,
     StopRequest,

@@ -35,12 +35,12 @@ sys.path.insert(0, ROOT)
 import numpy as np
 
 from benchmarks.machine import describe_machine
-from src.cli import ArgumentParser, RunError, UsageError, parse_positive_int, run_cli
-from src.image_folder import read_image_folder
-from src.onnx_session import GivenSettings, open_model
-from src.preprocess import load_image
-from src.result_files import read_result, result_names
-from tests.images import draw, encode
+from benchmarks.photos import draw, encode
+from src.common.cli import ArgumentParser, RunError, UsageError, parse_positive_int, run_cli
+from src.data.image_folder import read_image_folder
+from src.images.preprocess import load_image
+from src.inference.result_files import read_result, result_names
+from src.inference.session import GivenSettings, open_model
 
 CLASSES = 10
 SIZE = 224
@@ -135,7 +135,7 @@ def make_network(folder: str) -> str:
     """B0 with random weights, converted and exported by the scripts of this repository."""
     import torch
 
-    from tests.peers import create_peer, random_images, randomise
+    from benchmarks.peers import create_peer, random_images, randomise
 
     weights, checkpoint = os.path.join(folder, "efficientnet_b0.pth"), os.path.join(folder, "b0.ckpt")
     peer = randomise(create_peer("timm", "b0", num_classes=CLASSES), random_images(8, SIZE))

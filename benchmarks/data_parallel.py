@@ -14,9 +14,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from benchmarks.machine import describe_machine
-from src.cli import ArgumentParser, RunError, UsageError, parse_positive_int, run_cli
-from src.digits import write_digits
-from src.rank_table import write_rank_table
+from src.common.cli import ArgumentParser, RunError, UsageError, parse_positive_int, run_cli
+from src.data.digits import write_digits
+from src.launch.rank_table import write_rank_table
 
 EPOCHS = 3
 

@@ -18,12 +18,12 @@ import numpy as np
 
 from benchmarks.machine import describe_machine
 from scripts.quickstart import DEFAULT_EPOCHS, RECIPE
-from src.cli import ArgumentParser, RunError, parse_positive_int, run_cli
+from src.common.cli import ArgumentParser, RunError, parse_positive_int, run_cli
 from src.config import Config
-from src.digits import write_digits
-from src.image_folder import read_image_folder
+from src.data.digits import write_digits
+from src.data.image_folder import read_image_folder
+from src.images.preprocess import load_image
 from src.lr_generator import get_lr
-from src.preprocess import load_image
 
 # The quickstart's recipe on timm's network: it pads symmetrically and has PyTorch's batch norm.
 SETTINGS = {**RECIPE, "padding": "symmetric", "norm_eps": 1e-5, "norm_momentum": 0.9}
@@ -80,7 +80,7 @@ def train_in_timm(digits: str, out: str, config: Config, seed: int) -> float:
     Returns:
         float, top-1 of the last epoch on the held-out digits, in percent.
     """
-    from tests.peers import timm, torch, torchvision
+    from benchmarks.peers import timm, torch, torchvision
 
     torch.manual_seed(seed)
     # After the peers' import, which makes timm's possible.
@@ -133,7 +133,7 @@ def train_in_timm(digits: str, out: str, config: Config, seed: int) -> float:
 
 def evaluate_peer(model, path: str, config: Config) -> float:
     """Top-1 of a PyTorch model in percent, on the pixels that our own evaluation sees."""
-    from tests.peers import torch
+    from benchmarks.peers import torch
 
     folder = read_image_folder(path)
     hits = 0

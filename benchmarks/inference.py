@@ -37,13 +37,13 @@ import torch
 from PIL import Image
 
 from benchmarks.machine import describe_machine
-from src.classification import CANDIDATES, choose_sizes, classify, count_cores, read_crop
-from src.cli import ArgumentParser, RunError, parse_positive_int, run_cli
-from src.image_list import ImageList, find_images
-from src.onnx_session import GivenSettings, OnnxModel, open_model
-from src.preprocess import Preprocess, load_image
-from tests.images import draw, encode
-from tests.peers import create_peer, random_images, randomise
+from benchmarks.peers import create_peer, random_images, randomise
+from benchmarks.photos import draw, encode
+from src.common.cli import ArgumentParser, RunError, parse_positive_int, run_cli
+from src.data.image_list import ImageList, find_images
+from src.images.preprocess import Preprocess, load_image
+from src.inference.classification import CANDIDATES, choose_sizes, classify, count_cores, read_crop
+from src.inference.session import GivenSettings, OnnxModel, open_model
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FOREIGN = GivenSettings(mean=tuple(255 * part for part in MEAN), std=tuple(255 * part for part in STD))

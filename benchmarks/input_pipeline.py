@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.machine import describe_machine
-from src.cli import ArgumentParser, RunError, parse_positive_int, run_cli
+from src.common.cli import ArgumentParser, RunError, parse_positive_int, run_cli
 
 WIDTH, HEIGHT = 500, 375
 CLASSES = 10
@@ -77,7 +77,7 @@ def run_ours(folder: str, kind: str, batch_size: int, workers: int, epoch: int):
 
 def run_torchvision(folder: str, kind: str, batch_size: int, workers: int, epoch: int):
     """Batches of torchvision's ImageFolder, transforms and PyTorch's DataLoader."""
-    from tests.peers import torch, torchvision
+    from benchmarks.peers import torch, torchvision
 
     transforms = torchvision.transforms
     if kind == "train":
@@ -217,7 +217,7 @@ def main(argv=None) -> None:
         program, folder, batch_size, workers = arguments.serve
         return serve(program, folder, int(batch_size), int(workers))
     cores = sorted(os.sched_getaffinity(0))[: arguments.cores]
-    from src.image_engine import describe_engine
+    from src.images.engine import describe_engine
 
     with tempfile.TemporaryDirectory() as folder:
         size = write_photos(folder, arguments.images)

@@ -18,19 +18,19 @@ import numpy as np
 import onnxruntime
 from onnxruntime.quantization import CalibrationMethod
 
-import src.device  # noqa: F401  first: it sets what MindSpore reads when it loads
+import src.runtime.device  # noqa: F401  first: it sets what MindSpore reads when it loads
 from benchmarks.machine import describe_machine
-from src.checkpoint import read_checkpoint
-from src.cli import parse_positive_int, run_cli
+from src.common.cli import parse_positive_int, run_cli
 from src.config import create_parser
-from src.export import CALIBRATION_IMAGES
-from src.export_plan import normalise_all
-from src.folding import fold_batch_norm
-from src.image_folder import read_image_folder
-from src.image_list import images_below
-from src.onnx_graph import build_model
-from src.quantisation import FLOAT_LAYERS, quantise
-from src.verification import centre, pick_evenly, read_pixels
+from src.data.image_folder import read_image_folder
+from src.data.image_list import images_below
+from src.export.exporter import CALIBRATION_IMAGES
+from src.export.onnx_graph import build_model
+from src.export.plan import normalise_all
+from src.export.quantisation import FLOAT_LAYERS, quantise
+from src.export.verification import centre, pick_evenly, read_pixels
+from src.weights.checkpoint import read_checkpoint
+from src.weights.folding import fold_batch_norm
 
 SWISH = r"|.*\.sigmoid|blocks\.\d+\.(expand|depthwise)$|head$"
 OTHER_WAYS = {

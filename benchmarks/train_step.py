@@ -19,7 +19,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from benchmarks.machine import describe_machine
-from src.cli import ArgumentParser, RunError, parse_positive_int, run_cli
+from src.common.cli import ArgumentParser, RunError, parse_positive_int, run_cli
 
 # What is measured: images, pixels, whether they are trained on.
 CASES = {"step_224": (16, 224, True), "step_64": (32, 64, True), "forward_224": (16, 224, False)}
@@ -147,18 +147,18 @@ def answer(value) -> None:
 
 def prepare_own(images: int, pixels: int, training: bool, with_kernels: int):
     """This network in MindSpore, as train.py and eval.py run it."""
-    from src.device import prepare_device
+    from src.runtime.device import prepare_device
 
     device = prepare_device("CPU")
     import mindspore as ms
     import numpy as np
 
     from src.config import Config
-    from src.graph_cache import find_graph_folder
     from src.loss import CrossEntropySmooth
     from src.models.effnet import create_network
-    from src.optimizer import create_optimizer
-    from src.train_step import TrainStep
+    from src.training.graph_cache import find_graph_folder
+    from src.training.optimizer import create_optimizer
+    from src.training.step import TrainStep
 
     kernels = device.kernels if with_kernels else None
     network = create_network("b0", num_classes=CLASSES, kernels=kernels)
@@ -178,7 +178,7 @@ def prepare_own(images: int, pixels: int, training: bool, with_kernels: int):
 
 def prepare_peer(images: int, pixels: int, training: bool, threads: int):
     """timm's network in PyTorch with the same rates of dropout and the same optimiser."""
-    from tests.peers import timm, torch
+    from benchmarks.peers import timm, torch
 
     torch.manual_seed(0)
     torch.set_num_threads(threads)

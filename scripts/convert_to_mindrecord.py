@@ -13,9 +13,9 @@ os.environ.setdefault("GLOG_v", "3")
 
 from tqdm import tqdm
 
-from src.cli import ArgumentParser, UsageError, parse_positive_int, run_cli
-from src.image_folder import read_image_folder
-from src.mindrecord import MindRecordFolder
+from src.common.cli import ArgumentParser, UsageError, parse_positive_int, run_cli
+from src.data.image_folder import read_image_folder
+from src.data.mindrecord import MindRecordFolder
 
 
 def main(argv=None) -> None:
@@ -34,7 +34,7 @@ def main(argv=None) -> None:
         what = "already a MindRecord" if packed else "a folder of class folders, not a MindRecord"
         raise UsageError(f"{arguments.dataset_path} is {what}")
     # Imported late: with it comes MindSpore.
-    from src.mindrecord_writer import check, convert
+    from src.data.mindrecord_writer import check, convert
 
     with tqdm(total=len(folder), unit="image", disable=None) as bar:
         if arguments.check:

@@ -5,8 +5,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from src.cli import run_cli
-from src.launch import main
+from src.common.cli import run_cli
+from src.launch.command import main
 
 if __name__ == "__main__":
     sys.exit(run_cli(main))

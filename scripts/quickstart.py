@@ -12,8 +12,8 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from src.cli import RunError, run_cli
-from src.digits import SPLITS, write_digits
+from src.common.cli import RunError, run_cli
+from src.data.digits import SPLITS, write_digits
 
 DEFAULT_EPOCHS = 8
 LEAST_TOP_1 = 0.97

@@ -5,8 +5,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from src.cli import ArgumentParser, run_cli
-from src.digits import SPLITS, write_digits
+from src.common.cli import ArgumentParser, run_cli
+from src.data.digits import SPLITS, write_digits
 
 
 def main(argv=None) -> None:

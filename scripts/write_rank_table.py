@@ -5,8 +5,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from src.cli import ArgumentParser, UsageError, parse_positive_int, run_cli
-from src.rank_table import NPU_CONFIGURATION, find_address, read_device_addresses, write_rank_table
+from src.common.cli import ArgumentParser, UsageError, parse_positive_int, run_cli
+from src.launch.rank_table import NPU_CONFIGURATION, find_address, read_device_addresses, write_rank_table
 
 
 def main(argv=None) -> None:

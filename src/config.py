@@ -12,10 +12,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
-from src.cli import ArgumentParser, UsageError, parse_bool
+from src.common.cli import ArgumentParser, UsageError, parse_bool
+from src.images.preprocess import INTERPOLATIONS, Preprocess
 from src.lr_generator import DECAY_MODES
-from src.models.scaling import PADDINGS, VARIANTS
-from src.preprocess import INTERPOLATIONS, Preprocess
+from src.models.family import PADDINGS, VARIANTS
 
 
 def number(kind: type, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> Callable[[str], Any]:
@@ -132,7 +132,7 @@ GROUPS = {
         Parameter("max_bad_images", 0.001, share, "share of unreadable training images above which the run fails"),
     ),
     "loss and optimiser": (
-        Parameter("recipe", "zoo", choice("zoo", "timm_ra"), "named set of flags, see src/recipes.py"),
+        Parameter("recipe", "zoo", choice("zoo", "timm_ra"), "named set of flags, see src/training/recipes.py"),
         Parameter("use_label_smooth", True, parse_bool, "whether to smooth the labels"),
         Parameter("label_smooth_factor", 0.1, rate, "probability that label smoothing takes from the true class"),
         Parameter("opt", "rmsprop", choice("rmsprop", "sgd"), "optimiser"),

@@ -1,7 +1,7 @@
 """Labelled images as a MindSpore data set: `create_dataset` for an epoch, `create_training_stream` for a run.
 
-Threads read, decode and augment into batches; what they do to an image is `src/augment.py` in training and
-`src/preprocess.py` in evaluation, the same bytes as in every other program because it is the same code.
+Threads read, decode and augment into batches; what they do to an image is `src/images/augment.py` in training and
+`src/images/preprocess.py` in evaluation, the same bytes as in every other program because it is the same code.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import mindspore.dataset as ds
 import numpy as np
 from mindspore.dataset import vision
 
-from src.augment import Augmentation, augment, change_colours, draw_numbers
-from src.cli import RunError, describe_os_error
-from src.image_engine import find_engine
-from src.image_folder import ImageFolder, printable, read_image_folder
-from src.parallel import map_in_order
-from src.preprocess import ImageError, Preprocess, crop_encoded, normalise
+from src.common.cli import RunError, describe_os_error
+from src.common.parallel import map_in_order
+from src.data.image_folder import ImageFolder, printable, read_image_folder
+from src.images.augment import Augmentation, augment, change_colours, draw_numbers
+from src.images.engine import find_engine
+from src.images.preprocess import ImageError, Preprocess, crop_encoded, normalise
 
 BAD_LABEL = -1
 """Label of an evaluation image that could not be decoded: it counts as wrong."""

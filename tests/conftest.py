@@ -14,13 +14,13 @@ import pytest
 # MindSpore lets the device be chosen before it first computes only; scripts choose it again in tests that come later.
 mindspore.set_device("CPU")
 
-from tests.training_runs import few_images, training_run  # noqa: F401  fixtures that several files share
+from tests.support.training_runs import few_images, training_run  # noqa: F401  fixtures that several files share
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """Folder with train/ and val/ of the embedded data set."""
-    from src.digits import write_digits
+    from src.data.digits import write_digits
 
     root = tmp_path_factory.mktemp("data") / "digits"
     write_digits(str(root))

@@ -18,10 +18,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from src.cli import ArgumentParser, RunError, parse_positive_int, run_cli
-from src.model_info import ModelInfo
-from tests import cpp_program as cpp
-from tests.images import bad_images, good_images
+from src.common.cli import ArgumentParser, RunError, parse_positive_int, run_cli
+from src.weights.model_info import ModelInfo
+from tests.support import cpp_program as cpp
+from tests.support.hard_images import bad_images, good_images
 
 READERS = ("image", "model_info", "onnx_metadata")
 MAX_BYTES = {"image": 6000, "model_info": 4000, "onnx_metadata": 4000}

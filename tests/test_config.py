@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.cli import UsageError
+from src.common.cli import UsageError
 from src.config import PARAMETERS, Config, add_parameters, config, create_parser, take_parameters
 
 ROOT = Path(__file__).parent.parent

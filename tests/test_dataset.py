@@ -13,7 +13,8 @@ from mindspore import nn
 from mindspore.dataset import vision
 from PIL import Image
 
-from src.cli import RunError
+from src.common.cli import RunError
+from src.data.image_folder import read_image_folder
 from src.dataset import (
     BAD_LABEL,
     BadImages,
@@ -24,10 +25,9 @@ from src.dataset import (
     fill_batches,
     training_order,
 )
-from src.device import prepare_device
-from src.image_folder import read_image_folder
-from src.preprocess import ImageError, Preprocess, load_image
-from src.train_step import TrainStep
+from src.images.preprocess import ImageError, Preprocess, load_image
+from src.runtime.device import prepare_device
+from src.training.step import TrainStep
 
 SIDE = 32
 SMALL = Preprocess.for_image_size(SIDE)

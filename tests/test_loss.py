@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mindspore import ops
 
+from benchmarks.peers import torch
+from src.evaluation.metrics import smoothed_cross_entropy
 from src.loss import CrossEntropySmooth
-from src.metrics import smoothed_cross_entropy
-from tests.peers import torch
 
 FACTOR, CLASSES = 0.1, 7
 

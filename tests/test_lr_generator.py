@@ -5,8 +5,8 @@ import importlib
 import numpy as np
 import pytest
 
+from benchmarks.peers import torch
 from src.lr_generator import DECAY_MODES, get_lr
-from tests.peers import torch
 
 scheduler = importlib.import_module("timm.scheduler")  # after the peers' import, which makes timm's possible
 INIT, END, MAX = 0.0001, 0.00001, 0.2

@@ -1,4 +1,4 @@
-// The repository's src/image_engine.c, which the Python programs use as well: everyday JPEGs in half the time.
+// The repository's src/images/engine.c, which the Python programs use as well: everyday JPEGs in half the time.
 #ifndef ASCEND310_INFER_IMAGE_ENGINE_H
 #define ASCEND310_INFER_IMAGE_ENGINE_H
 

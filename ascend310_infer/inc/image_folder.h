@@ -1,4 +1,4 @@
-// A folder of class folders; the rules are those of src/image_folder.py and src/result_files.py.
+// A folder of class folders; the rules are those of src/data/image_folder.py and src/inference/result_files.py.
 #ifndef ASCEND310_INFER_IMAGE_FOLDER_H
 #define ASCEND310_INFER_IMAGE_FOLDER_H
 

@@ -1,4 +1,4 @@
-// What happens to an image before the network; the rules are those of src/preprocess.py, to the byte.
+// What happens to an image before the network; the rules are those of src/images/preprocess.py, to the byte.
 #ifndef ASCEND310_INFER_PREPROCESS_H
 #define ASCEND310_INFER_PREPROCESS_H
 

@@ -12,9 +12,9 @@ import dataclasses
 import sys
 from typing import Callable, Optional
 
+from src.common.native import CompileError
 from src.kernels.build import library
 from src.kernels.operators import ConvNormKernel, MeanKernel, RMSPropKernel, SqueezeKernel
-from src.native import CompileError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from src.native import compile_library, find_compiler
+from src.common.native import compile_library, find_compiler
 
 SOURCES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpu")
 # Instruction sets from the widest to the one that every machine has, each with what of /proc/cpuinfo it needs, which

@@ -8,8 +8,7 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Uniform
 
-from src.models.layers import ConvNormActivation, DropConnect, Dropout, PositionMean, SqueezeExcitation
-from src.models.scaling import (
+from src.models.family import (
     HEAD_CHANNELS,
     SQUEEZE_RATIO,
     STAGES,
@@ -21,6 +20,7 @@ from src.models.scaling import (
     scale_repeats,
     scaled_blocks,
 )
+from src.models.layers import ConvNormActivation, DropConnect, Dropout, PositionMean, SqueezeExcitation
 
 
 class MBConv(nn.Cell):
@@ -157,7 +157,7 @@ def create_network(variant: str = "b0", **settings) -> EfficientNet:
 
 
 if __name__ == "__main__":
-    from src.cli import run_cli
+    from src.common.cli import run_cli
     from src.models.table import main
 
     sys.exit(run_cli(main))

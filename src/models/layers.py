@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import Normal
 
-from src.models.scaling import PADDINGS
+from src.models.family import PADDINGS
 
 
 def swish(x):

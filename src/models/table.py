@@ -7,9 +7,9 @@ from typing import List, NamedTuple, Tuple
 
 from mindspore import nn
 
-from src.cli import ArgumentParser, parse_positive_int
+from src.common.cli import ArgumentParser, parse_positive_int
 from src.models.effnet import EfficientNet, MBConv, create_network
-from src.models.scaling import VARIANTS
+from src.models.family import VARIANTS
 
 
 class Row(NamedTuple):

@@ -166,7 +166,7 @@ TEST(Quantile, IsTheNearestRank) {
 }
 
 TEST(NameResults, AreThoseOfThePythonScripts) {
-  // The same cases as tests/test_postprocess.py.
+  // The same cases as tests/inference/test_postprocess.py.
   using Names = std::vector<std::string>;
   EXPECT_EQ(name_results({"a/1.jpg", "a/2.tar.png", "b/1.jpg"}), (Names{"a/1_0.bin", "a/2.tar_0.bin", "b/1_0.bin"}));
   EXPECT_EQ(name_results({"a/1.jpg", "a/1.png", "b/1.jpg"}), (Names{"a/1.jpg_0.bin", "a/1.png_0.bin", "b/1_0.bin"}));

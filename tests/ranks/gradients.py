@@ -5,16 +5,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from src.device import prepare_device
+from src.runtime.device import prepare_device
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, nn, ops
 
-from src.checkpoint import model_parameters
+from src.weights.checkpoint import model_parameters
 from src.loss import CrossEntropySmooth
 from src.models.effnet import create_network
-from src.train_step import TrainStep
+from src.training.step import TrainStep
 
 IMAGES = 16
 

@@ -15,10 +15,10 @@ import train
 
 import numpy as np
 
-from src.cli import run_cli
-from src.image_folder import ImageFolder
-from src.models.scaling import VARIANTS
-from src.training import network_weights
+from src.common.cli import run_cli
+from src.data.image_folder import ImageFolder
+from src.models.family import VARIANTS
+from src.training.loop import network_weights
 
 # Ten blocks instead of sixteen compile in less time; drop-connect is still among them.
 VARIANTS["b0"] = VARIANTS["b0"]._replace(depth_coeff=0.5)

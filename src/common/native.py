@@ -1,0 +1,165 @@
+"""C and C++ sources compiled on first use with the machine's compiler into a cache.
+
+Nobody needs a compiler: what is written in C or C++ here also exists without it, slower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+
+from src.common.cli import atomic_path
+
+COMPILERS = {"CC": ("C", "cc", "gcc", "clang"), "CXX": ("C++", "g++", "c++", "clang++")}
+"""The environment variable that names a compiler: its language, and what is tried after it."""
+SECONDS = 300
+
+
+class CompileError(Exception):
+    """A source that cannot be compiled here; the sentence says what is missing."""
+
+
+def find_compiler(variable: str) -> list[str]:
+    """The words of the compiler's command.
+
+    Args:
+        variable: one of COMPILERS.
+
+    Raises:
+        CompileError: if there is none.
+    """
+    language, *names = COMPILERS[variable]
+    for command in (os.environ.get(variable, ""), *names):
+        words = shlex.split(command)
+        if words and shutil.which(words[0]):
+            return words
+    raise CompileError(f"there is no {language} compiler")
+
+
+def compile_library(name: str, compiler: Sequence[str], flags: Sequence[Sequence[str]], sources: Sequence[str]) -> str:
+    """Compile a shared library, unless that has been done on this machine.
+
+    Args:
+        name: how its file name begins.
+        compiler: words of the compiler's command.
+        flags: what follows them, the source among it, but for the output. The second is tried where the first fails,
+            and so on.
+        sources: paths of all files that it depends on.
+
+    Returns:
+        str, its path. It appears whole or not at all.
+
+    Raises:
+        CompileError: where it cannot be compiled or kept.
+    """
+    path = os.path.join(cache_folder(), f"{name}-{identity(compiler, flags, sources)}.so")
+    if loads(path):
+        return path
+    try:
+        with lock(f"{path}.lock"):
+            # Another process may have made it while this one waited.
+            if not loads(path):
+                compile_first(compiler, flags, path)
+    except OSError as error:
+        raise CompileError(f"{path} cannot be made ({error})") from None
+    return path
+
+
+def cache_folder() -> str:
+    """A folder that only this user can write to: in $XDG_CACHE_HOME or ~/.cache, else among the temporary files.
+
+    Raises:
+        CompileError: if there is none.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    temporary = os.path.join(tempfile.gettempdir(), f"efficientnet-mindspore-{os.getuid()}")
+    for folder in (os.path.join(home, "efficientnet-mindspore"), temporary):
+        if is_private_folder(folder):
+            return folder
+    raise CompileError(f"this user can keep compiled files neither in {home} nor in {tempfile.gettempdir()}")
+
+
+def is_private_folder(folder: str) -> bool:
+    """Whether a folder is there, made where missing, and only this user can write to it: others' code is not loaded."""
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        status = os.stat(folder)
+    except OSError:
+        return False
+    others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return status.st_uid == os.getuid() and not others and os.access(folder, os.W_OK)
+
+
+def identity(compiler: Sequence[str], flags: Sequence[Sequence[str]], sources: Sequence[str]) -> str:
+    """What changes with the sources, the compiler, the flags and the processor: 32 hexadecimal digits."""
+    version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=SECONDS).stdout
+    parts = [version, processor().encode(), repr((list(compiler), [list(words) for words in flags])).encode()]
+    for source in sources:
+        with open(source, "rb") as file:
+            parts += [os.path.basename(source).encode(), file.read()]
+    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
+
+
+def processor() -> str:
+    """What the processor can do: a home folder may be shared by machines that differ."""
+    text = platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        text += next((line for line in file if line.lower().startswith(("flags", "features"))), "")
+    return text
+
+
+def loads(path: str) -> bool:
+    """Whether a library is there and whole: a full disk may have cut it short."""
+    if os.path.isfile(path):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(path)
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def lock(path: str) -> Iterator[None]:
+    """Hold a file's lock, so that processes that start together compile once; it ends with the process."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def compile_first(compiler: Sequence[str], flags: Sequence[Sequence[str]], path: str) -> None:
+    """Compile with the first flags that work.
+
+    Raises:
+        CompileError: with the last ones' first complaint.
+    """
+    *others, last = flags
+    for words in others:
+        with contextlib.suppress(CompileError):
+            return run_compiler(compiler, words, path)
+    run_compiler(compiler, last, path)
+
+
+def run_compiler(compiler: Sequence[str], flags: Sequence[str], path: str) -> None:
+    """Run the compiler.
+
+    Raises:
+        CompileError: with its first complaint.
+    """
+    with atomic_path(path) as unfinished:
+        command = [*compiler, *flags, "-o", unfinished]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            raise CompileError(f"{compiler[0]} took more than {SECONDS} seconds") from None
+        if done.returncode:
+            lines = [line.strip() for line in done.stderr.splitlines() if "error" in line or "cannot find" in line]
+            raise CompileError(f"{compiler[0]} failed: {lines[0] if lines else f'exit code {done.returncode}'}")

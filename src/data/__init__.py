@@ -1,0 +1,1 @@
+"""Many images: which files, which classes, which order; folders, MindRecords, batches."""

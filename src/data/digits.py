@@ -1,0 +1,116 @@
+"""The embedded data set: scikit-learn's handwritten digits as a folder of JPEGs, to try everything at once."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+
+import numpy as np
+from PIL import Image
+
+from src.common.cli import UsageError, sync_folder
+
+IMAGE_SIZE = 64
+HELD_OUT_PER_CLASS = 36
+SPLITS = {"train": 1437, "val": 360}
+
+
+def load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """The digits as scikit-learn carries them.
+
+    Returns:
+        images: uint8 array of shape (1797, 8, 8), 0 is paper and 255 is ink.
+        labels: int array of shape (1797,), the digit that was written.
+    """
+    # Imported here: only this data set needs scikit-learn, and its import takes a second.
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target
+
+
+def split_digits(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Hold out 36 images of each class, always the same ones.
+
+    Args:
+        labels: int array of shape (N,).
+
+    Returns:
+        "train" and "val", each a sorted int array of positions in `labels`; together they are all positions once.
+    """
+    # RandomState's streams are frozen by NumPy's policy, default_rng's are not.
+    order = np.random.RandomState(0).permutation(len(labels))
+    held_out = [order[labels[order] == label][:HELD_OUT_PER_CLASS] for label in np.unique(labels)]
+    val = np.sort(np.concatenate(held_out))
+    return {"train": np.setdiff1d(np.arange(len(labels)), val), "val": val}
+
+
+def encode_digit(image: np.ndarray) -> bytes:
+    """Enlarge an 8x8 digit with Pillow's bicubic to an RGB JPEG of 64x64, without chroma subsampling.
+
+    Args:
+        image: uint8 array of shape (8, 8).
+    """
+    enlarged = Image.fromarray(image).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    enlarged.convert("RGB").save(file, "JPEG", quality=95, subsampling=0)
+    return file.getvalue()
+
+
+def digit_paths(labels: np.ndarray) -> list[str]:
+    """The path of each digit below the root, for example `val/7/digit_0042.jpg`."""
+    paths = [""] * len(labels)
+    for split, positions in split_digits(labels).items():
+        for position in positions:
+            paths[position] = f"{split}/{labels[position]}/digit_{position:04d}.jpg"
+    return paths
+
+
+def is_complete(root: str, paths: list[str]) -> bool:
+    """Whether `root` holds exactly the files of `paths`, none of them empty."""
+    found = {
+        os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+        for folder, _, names in os.walk(root)
+        for name in names
+        if os.path.getsize(os.path.join(folder, name))
+    }
+    return found == set(paths)
+
+
+def write_digits(root: str) -> bool:
+    """Write `root`/train/<class>/*.jpg (1,437 images) and `root`/val/<class>/*.jpg (360 images).
+
+    The folder is written aside and renamed, so it appears whole or not at all; the same bytes every time with one
+    version of Pillow. A complete one that is there already is kept.
+
+    Returns:
+        bool, whether anything was written.
+
+    Raises:
+        UsageError: if `root` exists and is something else.
+        OSError: if it cannot be written.
+    """
+    images, labels = load_digits()
+    paths = digit_paths(labels)
+    if os.path.isdir(root) and is_complete(root, paths):
+        return False
+    if os.path.exists(root) and (not os.path.isdir(root) or os.listdir(root)):
+        raise UsageError(f"{root} exists and is not the complete set of digits; remove it or name another folder")
+    parent = os.path.dirname(os.path.abspath(root))
+    os.makedirs(parent, exist_ok=True)
+    aside = tempfile.mkdtemp(prefix=".digits-", dir=parent)
+    try:
+        for path, image in zip(paths, images):
+            target = os.path.join(aside, path)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            with open(target, "wb") as file:
+                file.write(encode_digit(image))
+        os.chmod(aside, 0o755)  # mkdtemp makes a folder that only its owner may enter
+        os.replace(aside, root)
+        sync_folder(parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return True

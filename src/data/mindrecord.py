@@ -1,0 +1,227 @@
+"""Reading a MindRecord of labelled images as `image_folder` reads a folder: same classes, labels, order, bytes.
+
+A shard is a file of encoded images with MindSpore's index beside it, an SQLite file that says where each image lies;
+images are read by number without MindSpore and without holding more than one of them. `mindrecord_writer` writes what
+is read here; MindSpore's own readers read it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import io
+import json
+import os
+import sqlite3
+import struct
+import urllib.parse
+
+import numpy as np
+
+from src.common.cli import RunError, describe_os_error
+from src.data.image_folder import ImageFolder
+
+SUFFIX = ".mindrecord"
+FORMAT = "labelled images 1"
+"""Stands in the description of every shard; changes when what is written changes."""
+MAX_HEADER = 1 << 27
+LENGTH_BYTES = 8
+"""Before each image its length; the index counts it in."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What a shard says of itself.
+
+    Attributes:
+        path: the file.
+        description: classes, and which part of which listing the shard holds; see `describe_shard`.
+        header_size, page_size: bytes; where the pages begin, and how long each is.
+    """
+
+    path: str
+    description: dict
+    header_size: int
+    page_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MindRecordFolder(ImageFolder):
+    """A listing whose images lie in shards.
+
+    Attributes:
+        files: the shards, open.
+        shard_of: int32 array, the shard of each image.
+        offsets, lengths: int64 arrays, where each image lies in it, in bytes.
+        checksums: int64 array, CRC-32 of each image.
+    """
+
+    files: list[io.FileIO]
+    shard_of: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+    checksums: np.ndarray
+
+    def full_path(self, index: int) -> str:
+        """The shard and the image's path, for sentences."""
+        return f"{self.files[self.shard_of[index]].name}:{self.paths[index]}"
+
+    def read(self, index: int) -> bytes:
+        """The encoded image number `index`.
+
+        Raises:
+            OSError: if the shard cannot be read, or ends too early.
+        """
+        file, length = self.files[self.shard_of[index]], int(self.lengths[index])
+        data = os.pread(file.fileno(), length, int(self.offsets[index]))
+        if len(data) != length:
+            raise OSError(errno.EIO, "the shard is cut short", self.full_path(index))
+        return data
+
+
+def is_mindrecord(path: str) -> bool:
+    """Whether a path is a shard, or a folder that holds shards."""
+    if os.path.isfile(path):
+        return path.endswith(SUFFIX)
+    with contextlib.suppress(OSError), os.scandir(path) as entries:
+        return any(is_shard_name(entry.name) for entry in entries)
+    return False
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a file of this name is listed as a shard."""
+    return name.endswith(SUFFIX) and not name.startswith(".")
+
+
+def read_mindrecord(path: str) -> MindRecordFolder:
+    """List the images of a MindRecord.
+
+    Args:
+        path: a folder of shards, or one of its shards.
+
+    Raises:
+        RunError: if shards are missing, damaged, or not of labelled images.
+    """
+    folder = os.path.dirname(path) if os.path.isfile(path) else path
+    try:
+        names = sorted(name for name in os.listdir(folder or ".") if is_shard_name(name))
+    except OSError as error:
+        raise RunError(describe_os_error(error)) from None
+    shards = [read_shard(os.path.join(folder, name)) for name in names]
+    if os.path.isfile(path):
+        listing = read_shard(path).description["listing"]
+        shards = [shard for shard in shards if shard.description["listing"] == listing]
+    check_complete(shards, path)
+    return join(path, sorted(shards, key=lambda shard: shard.description["shard"]))
+
+
+def read_shard(path: str) -> Shard:
+    """Read a shard's header.
+
+    Raises:
+        RunError: if it is none.
+    """
+    try:
+        with open(path, "rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            if length > MAX_HEADER:
+                raise ValueError("its header is too long")
+            header = json.loads(file.read(length))
+        schema = header["schema"][0]
+        fields = schema["schema"].keys()
+    except OSError as error:
+        raise RunError(describe_os_error(error)) from None
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
+        raise RunError(f"{path}: it is not a MindRecord, or damaged ({error})") from None
+    try:
+        description = json.loads(schema["desc"])
+        known = description["format"] == FORMAT and schema["blob_fields"] == ["image"]
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise RunError(
+            f"{path}: it is a MindRecord of {', '.join(sorted(fields))}, not one of labelled images as "
+            "scripts/convert_to_mindrecord.py writes it"
+        )
+    return Shard(path, description, int(header["header_size"]), int(header["page_size"]))
+
+
+def check_complete(shards: list[Shard], path: str) -> None:
+    """Refuse a part of a listing, or shards of several.
+
+    Raises:
+        RunError: with what is missing or too much.
+    """
+    listings = {shard.description["listing"] for shard in shards}
+    if len(listings) > 1:
+        raise RunError(f"{path}: its shards are of {len(listings)} conversions; each needs a folder of its own")
+    count = shards[0].description["shards"]
+    missing = sorted(set(range(count)) - {shard.description["shard"] for shard in shards})
+    if missing:
+        raise RunError(
+            f"{path}: {len(missing)} of its {count} shards are missing, the first is number {missing[0] + 1}; the "
+            "conversion was stopped, the same command completes it"
+        )
+
+
+def join(root: str, shards: list[Shard]) -> MindRecordFolder:
+    """The listing of all images of some shards."""
+    paths: list[str] = []
+    columns = []
+    files = []
+    for number, shard in enumerate(shards):
+        names, rows = read_index(shard)
+        paths += names
+        columns.append(np.vstack([np.full(len(names), number), rows]))
+        try:
+            files.append(open(shard.path, "rb", buffering=0))
+        except OSError as error:
+            raise RunError(describe_os_error(error)) from None
+        if len(names) and int((rows[1] + rows[2]).max()) > os.path.getsize(shard.path):
+            raise RunError(f"{shard.path}: the shard is cut short")
+    table = np.hstack(columns)
+    classes = shards[0].description["classes"]
+    if not len(paths) == shards[0].description["images"] or not 0 <= table[1].min() <= table[1].max() < len(classes):
+        raise RunError(f"{root}: the index of its shards is damaged")
+    return MindRecordFolder(
+        root, classes, paths, table[1].astype(np.int32), files, table[0].astype(np.int32), table[2], table[3], table[4]
+    )
+
+
+def read_index(shard: Shard) -> tuple[list[str], np.ndarray]:
+    """The paths of a shard's images, and int64 rows of their labels, offsets, lengths and checksums.
+
+    Raises:
+        RunError: if the index is missing or damaged.
+    """
+    path = f"{shard.path}.db"
+    if not os.path.isfile(path):
+        raise RunError(f"{path}: the shard's index is missing")
+    query = (
+        "SELECT path_0, label_0, PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END, checksum_0 FROM INDEXES "
+        "ORDER BY ROW_ID"
+    )
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file_uri(path)}?mode=ro", uri=True)) as index:
+            names, *numbers = zip(*index.execute(query))
+        label, page, begin, end, checksum = (np.array(column, np.int64) for column in numbers)
+    except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
+        raise RunError(f"{path}: the shard's index is damaged ({error})") from None
+    offset = shard.header_size + page * shard.page_size + begin + LENGTH_BYTES
+    return [decode_path(name) for name in names], np.stack([label, offset, end - begin - LENGTH_BYTES, checksum])
+
+
+def file_uri(path: str) -> str:
+    """A path as SQLite takes it with options."""
+    return "file:" + urllib.parse.quote(os.fsencode(os.path.abspath(path)))
+
+
+def encode_path(path: str) -> str:
+    """A path in ASCII, whatever bytes its name has."""
+    return urllib.parse.quote(os.fsencode(path), safe="/ ")
+
+
+def decode_path(text: str) -> str:
+    """What `encode_path` was given."""
+    return os.fsdecode(urllib.parse.unquote_to_bytes(text)) if "%" in text else text

@@ -1,0 +1,1 @@
+"""A checkpoint as a file for deployment: the formats, the plan, the proof."""

@@ -1,0 +1,140 @@
+"""A checkpoint to a MINDIR, ONNX or AIR file: write it, prove it, and only then put it under its name."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Callable, List, Tuple
+
+import numpy as np
+
+from src.common.cli import RunError, atomic_path, atomic_write
+from src.data.image_list import images_below
+from src.export.mindir_file import open_mindir, run_batches, write_mindspore
+from src.export.plan import Plan, normalise_all
+from src.export.verification import Comparison, compare, noise_pixels, pick_evenly, read_pixels
+from src.weights.checkpoint import Checkpoint, build_network, load_weights
+from src.weights.model_info import info_path
+from src.weights.names import Weights
+
+TOLERANCES = {"fp32": 1e-4, "fp16": 0.03, "int8": 0.5}
+"""Difference allowed for each unit of the largest logit. How good int8 is, an evaluation must tell."""
+CALIBRATION_IMAGES = 64
+VERIFICATION_IMAGES = 32
+REFERENCE_BATCH = 4
+LAST_BIT = 2.0**-22
+"""Relative change of an input in about the last bit of float32..."""
+ROUNDING_FACTOR = 10
+"""...and how many times its effect two ways to compute the same network may lie apart."""
+
+
+def export(checkpoint: Checkpoint, plan: Plan, say: Callable[[str], None] = print) -> None:
+    """Write the file that a plan describes.
+
+    The file, and beside MINDIR and AIR their description, appear when everything has succeeded, and only then replace
+    older ones.
+
+    Args:
+        checkpoint: where the weights come from.
+        plan: what is wanted.
+        say: told what was done.
+
+    Raises:
+        RunError: if the file does not compute what the network does, or an image or a weight cannot be used.
+        OSError: if it cannot be written.
+    """
+    weights = checkpoint.ema if plan.averaged else checkpoint.weights
+    calibration, proof = find_proof(plan)
+    with contextlib.ExitStack() as stack, naming(plan.path):
+        # Opened first, so that a folder that cannot be written is known at once. The description gets its name last
+        # but one: a MINDIR file is never without it.
+        path = stack.enter_context(atomic_path(plan.path))
+        if plan.file_format == "ONNX":
+            # Imported here: MINDIR needs neither onnx nor ONNX Runtime.
+            from src.export.onnx_file import open_onnx, write_onnx
+
+            write_onnx(path, weights, checkpoint.path, plan, calibration, say)
+            open_file = open_onnx
+        else:
+            file = stack.enter_context(atomic_write(info_path(plan.path), "w"))
+            file.write(plan.info.to_json(indent=2) + "\n")
+            write_mindspore(path, weights, plan)
+            open_file = functools.partial(open_mindir, batch_size=plan.batch_size)
+        if plan.file_format != "AIR":
+            verify(weights, plan, proof, open_file(path), say)
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """A full disk's error does not say which file was being written; make it say so."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror, path) from error
+        raise
+
+
+def find_proof(plan: Plan) -> Tuple[List[str], List[str]]:
+    """The images to calibrate and to verify with; the second list is empty where noise will do.
+
+    Raises:
+        RunError: if a folder is missing or holds no image.
+    """
+    available = images_below(plan.calibration_path) if plan.calibration_path else []
+    calibration = pick_evenly(available, CALIBRATION_IMAGES)
+    if plan.verify_path:
+        return calibration, pick_evenly(images_below(plan.verify_path), VERIFICATION_IMAGES)
+    # Ranges of real images do not suit noise, so int8 is proved on its own kind, on other images where there are some.
+    others = sorted(set(available) - set(calibration)) or calibration
+    return calibration, pick_evenly(others, VERIFICATION_IMAGES)
+
+
+def verify(weights: Weights, plan: Plan, proof: List[str], run: Callable[[np.ndarray], np.ndarray], say) -> None:
+    """Compare a file's logits with those of the network that is evaluated, batch norms and all.
+
+    Args:
+        weights: of the network.
+        plan: what the file was to be.
+        proof: images to compare on; none for noise.
+        run: the file: images as its input wants them to logits.
+        say: told the figures.
+
+    Raises:
+        RunError: if they lie further apart than allowed, or an image cannot be used.
+    """
+    preprocess = plan.info.preprocess
+    pixels = read_pixels(proof, preprocess) if proof else noise_pixels(preprocess)
+    source = f"{len(pixels)} images of {plan.verify_path or plan.calibration_path}" if proof else "seeded noise"
+    result = compare_with_network(weights, plan, pixels, run(plan.prepare_input(pixels)))
+    if not result.passed:
+        raise RunError(
+            f"{plan.path} is not written, because the exported file does not compute what the checkpoint does; on "
+            f"{source}: {result.describe()}"
+        )
+    say(f"verified on {source}: {result.describe()}")
+    if result.proves_little:
+        say("warning: the logits are nearly zero, which proves little; the network looks untrained")
+
+
+def compare_with_network(weights: Weights, plan: Plan, pixels: np.ndarray, logits: np.ndarray) -> Comparison:
+    """Run the network in MindSpore and compare.
+
+    Args:
+        pixels: uint8 of shape (N, S, S, 3).
+        logits: the file's, float32 of shape (N, C).
+    """
+    network = build_network(plan.info)
+    load_weights(network, weights)
+    network.set_train(False)
+    images = normalise_all(pixels, plan.info)
+    reference = run_batches(network, images, REFERENCE_BATCH)
+    tolerance = TOLERANCES[plan.precision] if plan.tolerance is None else plan.tolerance
+    relative = plan.precision != "fp32"
+    result = compare(reference, logits, tolerance, relative)
+    if result.passed or relative:
+        return result
+    # Some networks magnify every rounding error. What a change in the last bit does to this one, the file may do too.
+    changed = run_batches(network, images * np.float32(1 + LAST_BIT), REFERENCE_BATCH)
+    return compare(reference, logits, tolerance, relative, ROUNDING_FACTOR * float(np.abs(changed - reference).max()))

@@ -1,0 +1,116 @@
+"""A checkpoint's weights as an ONNX file that says itself what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Callable, List
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import ModelProto, helper
+
+from src.common.cli import RunError
+from src.export.onnx_graph import build_model
+from src.export.plan import Plan
+from src.export.quantisation import cpu_needs_reduced_range, quantise
+from src.export.verification import read_pixels
+from src.inference.session import FATAL_ONLY, runtime_sentence
+from src.weights.folding import fold_batch_norm
+from src.weights.model_info import METADATA_KEY
+from src.weights.names import Weights
+
+PRODUCER = "efficientnet-mindspore"
+LICENCE = "Apache-2.0"
+LOGITS = "logits"
+
+
+def write_onnx(
+    path: str, weights: Weights, source: str, plan: Plan, calibration: List[str], say: Callable[[str], None]
+) -> None:
+    """Build a model and save it.
+
+    Args:
+        path: of the file.
+        weights: of the network, batch norms and all.
+        source: the checkpoint that they come from.
+        plan: what is wanted.
+        calibration: images for int8.
+        say: told how int8 is made.
+
+    Raises:
+        RunError: if a weight does not fit float16, or an image cannot be used.
+        OSError: if the file cannot be written.
+    """
+    model = build_model(
+        fold_batch_norm(weights, plan.info.norm_eps) if plan.fold_bn else weights,
+        plan.info,
+        np.float16 if plan.precision == "fp16" else np.float32,
+        plan.include_preprocessing,
+        plan.include_softmax,
+    )
+    if plan.precision == "int8":
+        reduce_range = cpu_needs_reduced_range() if plan.reduce_range is None else plan.reduce_range
+        why = " (this CPU has no VNNI)" if reduce_range and plan.reduce_range is None else ""
+        say(
+            f"int8: weights of {7 if reduce_range else 8} bits{why}, activations calibrated on {len(calibration)} "
+            f"images of {plan.calibration_path}"
+        )
+        images = plan.prepare_input(read_pixels(calibration, plan.info.preprocess))
+        model = quantise(model, images, reduce_range)
+    add_metadata(model, source, plan)
+    onnx.save(model, path)
+
+
+def add_metadata(model: ModelProto, source: str, plan: Plan) -> None:
+    """What the file says of itself: the entry `METADATA_KEY` is for programs, the others are for people."""
+    info = plan.info
+    entries = {
+        METADATA_KEY: info.to_json(),
+        "variant": info.variant,
+        "preprocessing": json.dumps(info.preprocess.to_dict()),
+        "precision": plan.precision,
+        "weights": "averaged" if plan.averaged else "raw",
+        "source": os.path.basename(source),
+        "source_sha256": hash_file(source),
+        "licence": LICENCE,
+    }
+    if info.class_names:
+        entries["class_names"] = json.dumps(info.class_names, ensure_ascii=False)
+    model.producer_name = PRODUCER
+    model.doc_string = f"EfficientNet-{info.variant.upper()}: {plan.describe()}"
+    helper.set_model_props(model, entries)
+
+
+def hash_file(path: str) -> str:
+    """SHA-256 of a file in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def open_onnx(path: str) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that runs a file on the CPU: images as its input wants them to logits.
+
+    It runs the first image alone and the others together, so the batch must be free.
+
+    Raises:
+        RunError: if ONNX Runtime refuses the file.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = FATAL_ONLY
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # ONNX Runtime's exceptions have no common class below Exception.
+        raise RunError(f"ONNX Runtime cannot load what was exported: {runtime_sentence(error)}") from None
+
+    def run(images: np.ndarray) -> np.ndarray:
+        parts = [part for part in (images[:1], images[1:]) if len(part)]
+        return np.concatenate([session.run([LOGITS], {"image": part})[0] for part in parts])
+
+    return run

@@ -1,0 +1,1 @@
+"""One image: what happens to it before the network sees it."""

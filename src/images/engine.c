@@ -1,0 +1,370 @@
+// The hot loops of src/images/engine.py: the part of a JPEG that is wanted, decoded, resized and coloured. Every byte is
+// the one that Pillow gives; whatever is not an undamaged everyday JPEG is left to Pillow itself.
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jpeglib.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+enum { DONE = 0, ASK_PILLOW = 1, NO_MEMORY = 2 };
+enum { BILINEAR = 0, BICUBIC = 1 };
+
+// Reading
+
+typedef struct {
+  struct jpeg_error_mgr base;
+  jmp_buf jump;
+} Errors;
+
+static void on_error(j_common_ptr info) { longjmp(((Errors *)info->err)->jump, 1); }
+
+static void on_message(j_common_ptr info) { (void)info; }
+
+// Whether a file is a whole baseline JPEG of one scan: only segments that every decoder knows, one after the other, then
+// compressed data without any marker but restarts, then the end. A file cut short or with something behind is not.
+__attribute__((noinline)) static int is_plain(const uint8_t *data, size_t length) {
+  if (length < 4 || data[0] != 0xFF || data[1] != 0xD8 || data[length - 2] != 0xFF || data[length - 1] != 0xD9) return 0;
+  size_t position = 2;
+  for (;;) {
+    if (position + 4 > length || data[position] != 0xFF) return 0;
+    const uint8_t marker = data[position + 1];
+    const size_t segment = (size_t)data[position + 2] << 8 | data[position + 3];
+    const int known = (marker >= 0xE0 && marker <= 0xEF) || marker == 0xFE || marker == 0xC0 || marker == 0xC4 ||
+                      marker == 0xDB || marker == 0xDD || marker == 0xDA;
+    if (!known || segment < 2 || position + 2 + segment > length) return 0;
+    position += 2 + segment;
+    if (marker == 0xDA) break;
+  }
+  while (position < length) {
+    const uint8_t *found = memchr(data + position, 0xFF, length - position);
+    if (found == NULL || found + 1 >= data + length) return 0;
+    position = (size_t)(found - data) + 2;
+    if (found[1] != 0 && (found[1] < 0xD0 || found[1] > 0xD7)) return position == length;
+  }
+  return 0;
+}
+
+// Read the header of a plain JPEG, grey or YCbCr. The caller has set the jump.
+static int read_header(struct jpeg_decompress_struct *info, Errors *errors, const uint8_t *data, size_t length) {
+  jpeg_create_decompress(info);
+  jpeg_mem_src(info, data, (unsigned long)length);
+  if (jpeg_read_header(info, TRUE) != JPEG_HEADER_OK) return 0;
+  const int everyday = (info->num_components == 1 && info->jpeg_color_space == JCS_GRAYSCALE) ||
+                       (info->num_components == 3 && info->jpeg_color_space == JCS_YCbCr);
+  return everyday && !info->progressive_mode && info->comps_in_scan == info->num_components &&
+         errors->base.num_warnings == 0;
+}
+
+static void prepare_errors(struct jpeg_decompress_struct *info, Errors *errors) {
+  memset(info, 0, sizeof *info);
+  info->err = jpeg_std_error(&errors->base);
+  errors->base.error_exit = on_error;
+  errors->base.output_message = on_message;
+}
+
+// Width and height of an undamaged everyday JPEG: size[0], size[1].
+int32_t jpeg_size(const uint8_t *data, size_t length, int32_t *size) {
+  struct jpeg_decompress_struct info;
+  Errors errors;
+  if (!is_plain(data, length)) return ASK_PILLOW;
+  prepare_errors(&info, &errors);
+  int32_t result = ASK_PILLOW;
+  if (setjmp(errors.jump) == 0 && read_header(&info, &errors, data, length)) {
+    size[0] = (int32_t)info.image_width;
+    size[1] = (int32_t)info.image_height;
+    result = DONE;
+  }
+  jpeg_destroy_decompress(&info);
+  return result;
+}
+
+// Resampling: Pillow's Resample.c for 8-bit images
+
+enum { PRECISION_BITS = 32 - 8 - 2, HALF = 1 << (PRECISION_BITS - 1) };
+
+static double bicubic(double x) {
+  const double a = -0.5;
+  x = fabs(x);
+  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
+  if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
+  return 0.0;
+}
+
+static double bilinear(double x) {
+  x = fabs(x);
+  return x < 1.0 ? 1.0 - x : 0.0;
+}
+
+// Which input pixels make each of some consecutive output pixels, and how much of each.
+typedef struct {
+  int32_t taps;    // room for each output pixel in `fixed`, an even number; what is not used is 0
+  int32_t *first;  // the first input pixel
+  int32_t *count;  // how many input pixels
+  int32_t *fixed;  // weights with 22 fractional bits
+  double *exact;   // room for one output pixel's
+} Weights;
+
+static void free_weights(Weights *weights) {
+  free(weights->first);
+  free(weights->count);
+  free(weights->fixed);
+  free(weights->exact);
+}
+
+// Weights for the output pixels begin to begin + length of a line of in_size pixels resized to out_size.
+static int compute_weights(Weights *weights, int32_t in_size, int32_t out_size, int32_t begin, int32_t length,
+                           int32_t filter) {
+  const double scale = (double)in_size / out_size;
+  const double filter_scale = scale < 1.0 ? 1.0 : scale;
+  const double support = (filter == BICUBIC ? 2.0 : 1.0) * filter_scale;
+  const double inverse = 1.0 / filter_scale;
+  weights->taps = ((int32_t)ceil(support) * 2 + 2) & ~1;
+  weights->first = malloc(sizeof(int32_t) * (size_t)length);
+  weights->count = malloc(sizeof(int32_t) * (size_t)length);
+  weights->fixed = calloc((size_t)length * (size_t)weights->taps, sizeof(int32_t));
+  weights->exact = malloc(sizeof(double) * (size_t)weights->taps);
+  if (!weights->first || !weights->count || !weights->fixed || !weights->exact) return 0;
+  for (int32_t i = 0; i < length; ++i) {
+    const double center = (begin + i + 0.5) * scale;
+    int32_t first = (int32_t)(center - support + 0.5);
+    int32_t last = (int32_t)(center + support + 0.5);
+    if (first < 0) first = 0;
+    if (last > in_size) last = in_size;
+    double sum = 0.0;
+    for (int32_t k = 0; k < last - first; ++k) {
+      const double x = (k + first - center + 0.5) * inverse;
+      weights->exact[k] = filter == BICUBIC ? bicubic(x) : bilinear(x);
+      sum += weights->exact[k];
+    }
+    for (int32_t k = 0; k < last - first; ++k) {
+      if (sum != 0.0) weights->exact[k] /= sum;
+      const double rounding = weights->exact[k] < 0 ? -0.5 : 0.5;
+      weights->fixed[i * weights->taps + k] = (int32_t)(rounding + weights->exact[k] * (1 << PRECISION_BITS));
+    }
+    weights->first[i] = first;
+    weights->count[i] = last - first;
+  }
+  return 1;
+}
+
+static inline int32_t clip(int32_t sum) {
+  sum >>= PRECISION_BITS;
+  return sum < 0 ? 0 : sum > 255 ? 255 : sum;
+}
+
+// The weighted sum of `count` pixels of 4 bytes, two at a time: one pixel to `out`.
+static inline void mix_pixels(const uint8_t *pixel, const int32_t *weight, int32_t count, uint8_t *out) {
+#ifdef __AVX2__
+  // What the loops below say; GCC does not find it.
+  const __m256i each_four_times = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+  __m256i pair = _mm256_setzero_si256();
+  for (int32_t k = 0; k < count; k += 2) {
+    const __m256i values = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(pixel + 4 * k)));
+    const __m256i two = _mm256_castsi128_si256(_mm_loadl_epi64((const __m128i *)(weight + k)));
+    const __m256i factors = _mm256_permutevar8x32_epi32(two, each_four_times);
+    pair = _mm256_add_epi32(pair, _mm256_mullo_epi32(values, factors));
+  }
+  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(pair), _mm256_extracti128_si256(pair, 1));
+  sum = _mm_srai_epi32(_mm_add_epi32(sum, _mm_set1_epi32(HALF)), PRECISION_BITS);
+  sum = _mm_packus_epi32(sum, sum);
+  const int32_t mixed = _mm_cvtsi128_si32(_mm_packus_epi16(sum, sum));
+  memcpy(out, &mixed, 4);
+#else
+  int32_t sums[8] = {HALF, HALF, HALF, HALF, 0, 0, 0, 0};
+  for (int32_t k = 0; k < count; k += 2) {
+    for (int32_t i = 0; i < 8; ++i) sums[i] += pixel[4 * k + i] * weight[k + i / 4];
+  }
+  for (int32_t i = 0; i < 4; ++i) out[i] = (uint8_t)clip(sums[i] + sums[i + 4]);
+#endif
+}
+
+// One row of pixels of 4 bytes to `width` output pixels of 4 bytes. Reads 4 bytes behind the last pixel that counts.
+// `shift` is where the weights' first pixel lies in the row; below 0 where the row begins after it.
+static void resize_row(const uint8_t *row, int32_t shift, const Weights *across, int32_t width, uint8_t *out) {
+  for (int32_t x = 0; x < width; ++x) {
+    const int32_t *weight = across->fixed + (size_t)x * (size_t)across->taps;
+    mix_pixels(row + 4 * (size_t)(shift + across->first[x]), weight, across->count[x], out + 4 * (size_t)x);
+  }
+}
+
+// One output row as the weighted sum of `count` rows of `width` pixels of 4 bytes; to three planes, mirrored if `flip`.
+static void mix_rows(const uint8_t *rows, size_t stride, const int32_t *weight, int32_t count, int32_t width,
+                     int32_t flip, int32_t *sums, uint8_t *out, size_t plane) {
+  const int32_t values = 4 * width;
+  for (int32_t i = 0; i < values; ++i) sums[i] = HALF;
+  for (int32_t k = 0; k < count; ++k) {
+    const uint8_t *row = rows + (size_t)k * stride;
+    const int32_t factor = weight[k];
+    for (int32_t i = 0; i < values; ++i) sums[i] += row[i] * factor;
+  }
+  for (int32_t channel = 0; channel < 3; ++channel) {
+    uint8_t *target = out + (size_t)channel * plane;
+    if (flip) {
+      for (int32_t x = 0; x < width; ++x) target[width - 1 - x] = (uint8_t)clip(sums[4 * x + channel]);
+    } else {
+      for (int32_t x = 0; x < width; ++x) target[x] = (uint8_t)clip(sums[4 * x + channel]);
+    }
+  }
+}
+
+// What is wanted of an image: the box `left, top, width, height` of the image decoded at 1/reduce, resized to
+// `new_width` x `new_height`, of which the square of `side` pixels from `window_left, window_top` on, perhaps mirrored.
+typedef struct {
+  int32_t reduce, left, top, width, height, new_width, new_height, window_left, window_top, side, filter, flip;
+} Request;
+
+// libjpeg-turbo writes rows that are aligned past the cache, whence they would have to be fetched again.
+enum { LEAD = 68 };
+
+// What is needed while an image is on its way.
+typedef struct {
+  Weights across, down;
+  int32_t first_row, last_row;  // of the box
+  uint8_t *line;                // room for LEAD bytes and a decoded row of pixels of 4 bytes
+  uint8_t *rows;                // rows that are resized across
+  int32_t *sums;
+} Work;
+
+static void free_work(Work *work) {
+  free_weights(&work->across);
+  free_weights(&work->down);
+  free(work->line);
+  free(work->rows);
+  free(work->sums);
+}
+
+static int prepare_work(Work *work, const Request *request, size_t line_width) {
+  const int32_t side = request->side;
+  if (!compute_weights(&work->across, request->width, request->new_width, request->window_left, side, request->filter) ||
+      !compute_weights(&work->down, request->height, request->new_height, request->window_top, side, request->filter)) {
+    return 0;
+  }
+  work->first_row = work->down.first[0];
+  work->last_row = work->down.first[side - 1] + work->down.count[side - 1];
+  work->line = aligned_alloc(64, (LEAD + 4 * (line_width + 2) + 63) / 64 * 64);
+  work->rows = malloc((size_t)(work->last_row - work->first_row) * (size_t)side * 4);
+  work->sums = malloc(sizeof(int32_t) * (size_t)side * 4);
+  return work->line && work->rows && work->sums;
+}
+
+static void finish(const Work *work, const Request *request, uint8_t *out) {
+  const size_t side = (size_t)request->side, stride = side * 4;
+  for (int32_t y = 0; y < request->side; ++y) {
+    const uint8_t *rows = work->rows + (size_t)(work->down.first[y] - work->first_row) * stride;
+    mix_rows(rows, stride, work->down.fixed + (size_t)y * (size_t)work->down.taps, work->down.count[y], request->side,
+             request->flip, work->sums, out + (size_t)y * side, side * side);
+  }
+}
+
+// Decode what the request needs of a started JPEG and resize it across, row by row.
+static int read_rows(struct jpeg_decompress_struct *info, const Work *work, const Request *request, JDIMENSION offset) {
+  const size_t stride = (size_t)request->side * 4;
+  const int32_t shift = request->left - (int32_t)offset;
+  JSAMPROW line = work->line + LEAD;
+  while (info->output_scanline < (JDIMENSION)(request->top + work->last_row)) {
+    const int32_t row = (int32_t)info->output_scanline - request->top - work->first_row;
+    if (jpeg_read_scanlines(info, &line, 1) != 1) return 0;
+    if (row >= 0) resize_row(line, shift, &work->across, request->side, work->rows + (size_t)row * stride);
+  }
+  return 1;
+}
+
+// The columns and rows around the request are decoded with it: the smooth upsampling of colours looks at its neighbours.
+static int decode(struct jpeg_decompress_struct *info, Errors *errors, Work *work, const Request *request) {
+  info->scale_num = 1;
+  info->scale_denom = (unsigned)request->reduce;
+  info->out_color_space = JCS_EXT_RGBX;
+  jpeg_start_decompress(info);
+  const int32_t block = 8 / request->reduce, across = info->max_h_samp_factor * block;
+  const int32_t down = info->max_v_samp_factor * block;
+  if (request->left + request->width > (int32_t)info->output_width ||
+      request->top + request->height > (int32_t)info->output_height) {
+    return ASK_PILLOW;
+  }
+  if (!prepare_work(work, request, info->output_width)) return NO_MEMORY;
+  const int32_t last = request->side - 1;
+  int32_t begin = request->left + work->across.first[0] - 2 * across;
+  int32_t end = request->left + work->across.first[last] + work->across.count[last] + 2 * across;
+  if (begin < 0) begin = 0;
+  if (end > (int32_t)info->output_width) end = (int32_t)info->output_width;
+  JDIMENSION offset = (JDIMENSION)begin, width = (JDIMENSION)(end - begin);
+  if (width < info->output_width) {
+    jpeg_crop_scanline(info, &offset, &width);
+  }
+  const int32_t skipped = request->top + work->first_row - 2 * down;
+  if (skipped > 0) jpeg_skip_scanlines(info, (JDIMENSION)skipped);
+  if (!read_rows(info, work, request, offset) || errors->base.num_warnings != 0) return ASK_PILLOW;
+  return DONE;
+}
+
+// A plain JPEG's part, resized, as three planes of side x side bytes.
+int32_t jpeg_resized(const uint8_t *data, size_t length, const Request *request, uint8_t *out) {
+  struct jpeg_decompress_struct info;
+  Errors errors;
+  Work work;
+  volatile int32_t result = ASK_PILLOW;
+  memset(&work, 0, sizeof work);
+  prepare_errors(&info, &errors);
+  if (setjmp(errors.jump) == 0) {
+    if (read_header(&info, &errors, data, length)) result = decode(&info, &errors, &work, request);
+    if (result == DONE) finish(&work, request, out);
+  } else {
+    result = ASK_PILLOW;
+  }
+  jpeg_destroy_decompress(&info);
+  free_work(&work);
+  return result;
+}
+
+// Colours: Pillow's Blend.c and Convert.c as its ImageEnhance uses them
+
+static inline int32_t grey(int32_t red, int32_t green, int32_t blue) {
+  return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16;
+}
+
+static inline uint8_t blend(int32_t from, int32_t to, float factor) {
+  // Pillow clips first and then drops the fraction; the other way round is the same, and faster.
+  const int32_t value = (int32_t)((float)from + factor * (float)(to - from));
+  return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
+}
+
+static void blend_with(uint8_t *values, size_t count, int32_t base, float factor) {
+  for (size_t i = 0; i < count; ++i) values[i] = blend(base, values[i], factor);
+}
+
+static int32_t mean_grey(const uint8_t *planes, size_t plane) {
+  uint64_t sum = 0;
+  for (size_t start = 0; start < plane; start += 4096) {
+    const size_t end = start + 4096 < plane ? start + 4096 : plane;
+    int32_t part = 0;
+    for (size_t i = start; i < end; ++i) part += grey(planes[i], planes[plane + i], planes[2 * plane + i]);
+    sum += (uint64_t)part;
+  }
+  return (int32_t)((double)sum / (double)plane + 0.5);
+}
+
+static void saturate(uint8_t *planes, size_t plane, float factor) {
+  for (size_t i = 0; i < plane; ++i) {
+    const int32_t base = grey(planes[i], planes[plane + i], planes[2 * plane + i]);
+    planes[i] = blend(base, planes[i], factor);
+    planes[plane + i] = blend(base, planes[plane + i], factor);
+    planes[2 * plane + i] = blend(base, planes[2 * plane + i], factor);
+  }
+}
+
+// Brightness (0), contrast (1) and saturation (2) of three planes of `plane` bytes, in the order given.
+void adjust_colours(uint8_t *planes, size_t plane, const int32_t *order, const float *factors) {
+  for (int32_t turn = 0; turn < 3; ++turn) {
+    const float factor = factors[order[turn]];
+    if (order[turn] == 0) blend_with(planes, 3 * plane, 0, factor);
+    if (order[turn] == 1) blend_with(planes, 3 * plane, mean_grey(planes, plane), factor);
+    if (order[turn] == 2) saturate(planes, plane, factor);
+  }
+}

@@ -1,0 +1,309 @@
+"""What happens to an image before the network, as data, and the same in NumPy and Pillow.
+
+Rules that every program follows (this one, MindSpore's pipeline in `src/dataset.py`, the C++ program):
+
+- The image is decoded to RGB as Pillow's `convert("RGB")` does: greyscale is repeated, alpha is dropped, CMYK and
+  palettes are converted; 16 bits of grey keep the upper 8 as 16 bits of colour do. The EXIF orientation is ignored,
+  as ImageNet's training always did.
+- The shorter side becomes `resize` pixels, the longer `floor(long / short * resize)` in float32, as in MindSpore.
+- Pillow's resampling (8 bits, fixed point), then the centre with the odd pixel left on the right and at the bottom.
+- `(pixel - mean) / std` in float32, channels first.
+
+`src/images/engine.py` does the same to everyday JPEGs in half the time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import warnings
+from typing import Callable
+
+import numpy as np
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+
+from src.common.cli import RunError, describe_os_error
+from src.images.engine import FILTERS, Request, find_engine
+
+INTERPOLATIONS = ("bicubic", "bilinear")
+RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+MAX_PIXELS = 100_000_000
+"""An image that says it has more is refused as a decompression bomb before anything is decoded."""
+MAX_RESIZED_SIDE = 1 << 15
+"""The longer side after resizing: a sliver of 1 x 60000 pixels would become a picture of gigabytes."""
+
+
+class ImageError(RunError):
+    """An image that cannot be used; the sentence names the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """The evaluation's way from an image file to the network's input.
+
+    The shorter side is resized to `resize` pixels, the centre of `image_size` x `image_size` pixels is cut out, and
+    `(pixel - mean) / std` is taken per channel.
+
+    Attributes:
+        image_size: pixels, side of the square that the network sees.
+        resize: pixels, the shorter side after resizing, at least `image_size`.
+        interpolation: "bicubic" or "bilinear", as Pillow computes them.
+        mean: per channel R, G, B in units of 0 to 255.
+        std: per channel R, G, B in units of 0 to 255, above 0.
+
+    Raises:
+        RunError: for values that make no sense.
+    """
+
+    image_size: int = 224
+    resize: int = 256
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    std: tuple[float, float, float] = (127.5, 127.5, 127.5)
+
+    def __post_init__(self):
+        for name, low in (("image_size", 1), ("resize", self.image_size)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= MAX_RESIZED_SIDE:
+                raise RunError(
+                    f"the preprocessing's {name} is {value!r}, not a whole number from {low} to {MAX_RESIZED_SIDE}"
+                )
+        if self.interpolation not in INTERPOLATIONS:
+            raise RunError(f"the preprocessing's interpolation is {self.interpolation!r}, not bicubic or bilinear")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if not isinstance(values, (tuple, list)) or len(values) != 3 or not all(map(is_finite_number, values)):
+                raise RunError(f"the preprocessing's {name} is {values!r}, not three numbers")
+            object.__setattr__(self, name, tuple(float(value) for value in values))
+        if min(self.std) <= 0:
+            raise RunError(f"the preprocessing's std is {self.std!r}; it must be above 0")
+
+    @classmethod
+    def for_image_size(cls, image_size: int, crop_ratio: float = 0.875, **settings) -> Preprocess:
+        """The usual settings for an image size: the shorter side is `image_size / crop_ratio`, rounded half up."""
+        return cls(image_size=image_size, resize=max(image_size, math.floor(image_size / crop_ratio + 0.5)), **settings)
+
+    def to_dict(self) -> dict:
+        """The settings as plain JSON types."""
+        return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, settings: dict) -> Preprocess:
+        """Read what `to_dict` gave.
+
+        Raises:
+            RunError: if a setting is unknown or makes no sense.
+        """
+        if not isinstance(settings, dict):
+            raise RunError(f"the preprocessing settings are {settings!r}, not names with values")
+        unknown = settings.keys() - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise RunError(f"the preprocessing has no setting {sorted(map(str, unknown))[0]!r}")
+        return cls(**settings)
+
+
+def is_finite_number(value: object) -> bool:
+    """Whether a value is an int or float that is neither infinite nor NaN."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_pixels(width: int, height: int, path: str) -> None:
+    """Refuse a decompression bomb by the size that the header gives.
+
+    Raises:
+        ImageError: above MAX_PIXELS.
+    """
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{path}: the image is refused, it has {width} x {height} pixels; the limit is {MAX_PIXELS}")
+
+
+def open_image(data: bytes, path: str) -> Image.Image:
+    """Decode an image to RGB with Pillow.
+
+    Args:
+        data: the file's bytes.
+        path: its name, for the sentence.
+
+    Raises:
+        ImageError: if it is empty, no image, truncated, damaged, or too large.
+    """
+    return decode(data, path)[1]
+
+
+def inspect_image(data: bytes, path: str) -> tuple[int, str, tuple[int, int]]:
+    """(bytes, Pillow's name of the format, (width, height)) of an image, after decoding it.
+
+    Raises:
+        ImageError: if it could not be used with the default settings; see `open_image` and `check_shape`.
+    """
+    kind, image = decode(data, path)
+    check_shape(*image.size, Preprocess(), path)
+    return len(data), kind, image.size
+
+
+def decode(data: bytes, path: str, reduce: Callable[[int, int], int] | None = None) -> tuple[str, Image.Image]:
+    """Pillow's name of the format, and the image in RGB; see `open_image`.
+
+    Args:
+        reduce: from an image's width and height to 1, 2, 4 or 8; a JPEG is decoded at that fraction of its size.
+    """
+    if not data:
+        raise ImageError(f"{path}: the image file is empty")
+    try:
+        with warnings.catch_warnings():
+            # Our own limit is below Pillow's; its warnings on odd EXIF data say nothing about the pixels.
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data))
+            check_pixels(*image.size, path)
+            factor = reduce(*image.size) if reduce else 1
+            if factor > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
+                image.draft(None, (image.width // factor, image.height // factor))
+            if image.mode.startswith("I"):
+                # Pillow's convert would turn all but the darkest 1/256 of these greys into white.
+                grey = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+                return image.format, grey.convert("RGB")
+            return image.format, image.convert("RGB")
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: the image is refused, it has too many pixels ({error})") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: it is not an image that can be decoded (of no known format)") from None
+    except Exception as error:
+        # Pillow's decoders raise all kinds of exceptions for broken files: OSError, ValueError, SyntaxError...
+        raise ImageError(f"{path}: it is not an image that can be decoded ({type(error).__name__}: {error})") from None
+
+
+def read_file(path: str) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        ImageError: if it is missing or cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ImageError(describe_os_error(error)) from None
+
+
+def read_image(path: str) -> np.ndarray:
+    """Decode an image file: uint8 array of shape (H, W, 3), RGB.
+
+    Raises:
+        ImageError: see `open_image` and `read_file`.
+    """
+    return np.asarray(open_image(read_file(path), path))
+
+
+def resized_size(height: int, width: int, resize: int) -> tuple[int, int]:
+    """Height and width after the shorter side becomes `resize` pixels.
+
+    MindSpore divides in float32 and rounds down; the same is done here, so that no image differs by a row.
+    """
+    short, long = min(height, width), max(height, width)
+    longer = int(np.floor(np.float32(long) / np.float32(short) * np.float32(resize)))
+    return (resize, longer) if height <= width else (longer, resize)
+
+
+def check_shape(width: int, height: int, preprocess: Preprocess, path: str) -> None:
+    """Refuse a sliver.
+
+    Raises:
+        ImageError: if the longer side would pass MAX_RESIZED_SIDE pixels after resizing.
+    """
+    if max(resized_size(height, width, preprocess.resize)) > MAX_RESIZED_SIDE:
+        raise ImageError(f"{path}: an image of {width} x {height} pixels is too elongated")
+
+
+def crop_for_evaluation(image: np.ndarray | Image.Image, preprocess: Preprocess, path: str = "the image") -> np.ndarray:
+    """Resize the shorter side and cut out the centre.
+
+    Args:
+        image: uint8 array of shape (H, W, 3), or a Pillow image in RGB.
+        preprocess: the sizes and the interpolation.
+        path: for the sentence.
+
+    Returns:
+        uint8 array of shape (image_size, image_size, 3).
+
+    Raises:
+        ImageError: if the image is so elongated that its longer side would pass MAX_RESIZED_SIDE pixels.
+    """
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    check_shape(image.width, image.height, preprocess, path)
+    height, width = resized_size(image.height, image.width, preprocess.resize)
+    side, method = preprocess.image_size, RESAMPLING[preprocess.interpolation]
+    top, left = (height - side) // 2, (width - side) // 2
+    # Pillow resizes rows, rounds to 8 bits, resizes columns. Doing the two by hand leaves out rows and columns that
+    # the crop does not need, a sixth of the time, for the same bytes. The bicubic filter reaches two pixels out.
+    scale = image.height / height
+    reach = 3 * max(1.0, scale) + 1
+    first = max(0, int(top * scale - reach))
+    last = min(image.height, int((top + side) * scale + reach) + 1)
+    rows = image.crop((0, first, image.width, last)).resize((width, last - first), method)
+    columns = rows.crop((left, -first, left + side, image.height - first)).resize((side, height), method)
+    return np.asarray(columns.crop((0, top, side, top + side)))
+
+
+def normalise(crop: np.ndarray, preprocess: Preprocess, out: np.ndarray | None = None) -> np.ndarray:
+    """`(pixel - mean) / std` in float32, channels first.
+
+    Args:
+        crop: uint8 array of shape (S, S, 3).
+        preprocess: mean and std.
+        out: float32 array of shape (3, S, S) to write to, such as a row of a batch; None makes a new one.
+
+    Returns:
+        float32 array of shape (3, S, S).
+    """
+    if out is None:
+        out = np.empty((3, *crop.shape[:2]), np.float32)
+    # A plane at a time and in place: ten times as fast as the formula on whole arrays, for the same bytes.
+    for plane, pixels, mean, std in zip(out, crop.transpose(2, 0, 1), preprocess.mean, preprocess.std):
+        np.subtract(pixels, np.float32(mean), out=plane, dtype=np.float32)
+        np.divide(plane, np.float32(std), out=plane)
+    return out
+
+
+def crop_encoded(data: bytes, path: str, preprocess: Preprocess) -> np.ndarray:
+    """Decode an image, resize the shorter side and cut out the centre.
+
+    Args:
+        data: the file's bytes.
+        path: its name, for the sentence.
+        preprocess: the sizes and the interpolation.
+
+    Returns:
+        uint8 array of shape (image_size, image_size, 3).
+
+    Raises:
+        ImageError: see `open_image` and `crop_for_evaluation`.
+    """
+    engine = find_engine()
+    size = engine.jpeg_size(data) if engine else None
+    if size:
+        width, height = size
+        check_pixels(width, height, path)
+        check_shape(width, height, preprocess, path)
+        new_height, new_width = resized_size(height, width, preprocess.resize)
+        side = preprocess.image_size
+        window = (new_width - side) // 2, (new_height - side) // 2
+        request = Request(
+            1, 0, 0, width, height, new_width, new_height, *window, side, FILTERS[preprocess.interpolation], 0
+        )
+        planes = np.empty((3, side, side), np.uint8)
+        if engine.resize_jpeg(data, request, planes):
+            return planes.transpose(1, 2, 0)
+    return crop_for_evaluation(open_image(data, path), preprocess, path)
+
+
+def load_image(path: str, preprocess: Preprocess) -> np.ndarray:
+    """An image file as the network's input: float32 array of shape (3, S, S).
+
+    Raises:
+        ImageError: if the file cannot be used.
+    """
+    return normalise(crop_encoded(read_file(path), path, preprocess), preprocess)

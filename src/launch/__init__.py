@@ -1,0 +1,1 @@
+"""Ranks of one server: rank tables, starting and watching them; ModelArts."""

@@ -1,0 +1,165 @@
+"""The folder of a run: whose it is, what lies there already, its checkpoints, and the one to go on from."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+
+from src.common.cli import RunError, UsageError, atomic_path
+from src.weights.checkpoint import (
+    BEST_NAME,
+    Checkpoint,
+    checkpoint_name,
+    find_checkpoints,
+    parse_name,
+    read_checkpoint,
+    write_checkpoint,
+)
+from src.weights.model_info import ModelInfo
+
+# What `atomic_path` and MindSpore's writer leave when they are killed.
+LEFTOVER = re.compile(r"\..*\.tmp-.*")
+
+
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[None]:
+    """Hold a folder for this process; the operating system lets go of it however the process ends.
+
+    Raises:
+        UsageError: if another process holds it.
+        OSError: if the folder cannot be made.
+    """
+    os.makedirs(folder, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UsageError(
+            f"another training writes to {folder}; wait for its end, "
+            "or give this one a --save_checkpoint_path of its own"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: str) -> None:
+    """Remove the unfinished files of a process that was killed while it wrote."""
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        if LEFTOVER.fullmatch(name):
+            os.remove(os.path.join(folder, name))
+
+
+def set_aside(folder: str) -> str | None:
+    """Give another run's folder a new name, so that its files are neither overwritten nor mixed with this run's.
+
+    Returns:
+        str, its new path; None where there is no checkpoint that could be lost.
+    """
+    if not find_checkpoints(folder) and not os.path.exists(os.path.join(folder, BEST_NAME)):
+        return None
+    number = 1
+    while os.path.exists(f"{folder}.before-{number}"):
+        number += 1
+    os.rename(folder, f"{folder}.before-{number}")
+    return f"{folder}.before-{number}"
+
+
+@contextlib.contextmanager
+def claimed(folder: str, resumed: Checkpoint | None, say: Callable[[str], None] = print) -> Iterator[None]:
+    """Hold the folder of a run that is about to write there.
+
+    Args:
+        folder: such as ./checkpoint/model_0.
+        resumed: what the run goes on from. Unless it lies in `folder`, what is there is another run's and is set aside.
+        say: told of it.
+
+    Raises:
+        UsageError: if another process holds it.
+        OSError: if it cannot be written.
+    """
+    with locked(os.path.dirname(os.path.abspath(folder))):
+        remove_leftovers(folder)
+        if resumed is None or os.path.realpath(os.path.dirname(resumed.path)) != os.path.realpath(folder):
+            aside = set_aside(folder)
+            if aside:
+                say(f"the checkpoints of an earlier run were moved to {aside}; --resume auto goes on with a run")
+        yield
+
+
+def find_resume(resume: str, folder: str, say: Callable[[str], None] = print) -> Checkpoint | None:
+    """The checkpoint to go on from.
+
+    Args:
+        resume: a path, or "auto" for the newest in `folder` that verifies.
+        folder: the run's checkpoints.
+        say: told of those passed over.
+
+    Returns:
+        Checkpoint, or None where "auto" finds nothing: the run begins.
+
+    Raises:
+        RunError: if the named file cannot be used.
+    """
+    if resume != "auto":
+        return read_checkpoint(resume)
+    for path in find_checkpoints(folder):
+        try:
+            return read_checkpoint(path)
+        except RunError as error:
+            say(f"passed over: {error}")
+    return None
+
+
+class CheckpointFolder:
+    """The checkpoints of a run: written whole, the oldest removed only after the newest stands.
+
+    Args:
+        folder: such as ./checkpoint/model_0.
+        keep: how many are kept, beside the best.
+        info: what the weights expect.
+        rank: part of the file names.
+    """
+
+    def __init__(self, folder: str, keep: int, info: ModelInfo, rank: int):
+        self.folder = folder
+        self.keep = keep
+        self.info = info
+        self.rank = rank
+
+    def save(self, epoch: int, step: int, is_best: bool, weights, ema, training, state: dict) -> str:
+        """Write a checkpoint and then remove those beyond `keep`.
+
+        Args:
+            epoch, step: the number of the epoch, from 1, and of the step within it.
+            is_best: keep it as best.ckpt too.
+            weights, ema, training, state: those of `Checkpoint`.
+
+        Returns:
+            str, its path.
+
+        Raises:
+            OSError, RunError: if it could not be written; earlier ones are intact.
+        """
+        path = os.path.join(self.folder, checkpoint_name(self.info.variant, self.rank, epoch, step))
+        if is_best:
+            # First, so that a run killed between the two repeats the epoch and saves both.
+            best = os.path.join(self.folder, BEST_NAME)
+            write_checkpoint(best, weights, self.info, ema, training, state)
+            with atomic_path(path) as temporary:
+                shutil.copyfile(best, temporary)
+        else:
+            write_checkpoint(path, weights, self.info, ema, training, state)
+        # Later ones are there when the run was sent back to an earlier one; they are not what `keep` counts.
+        reached = [old for old in find_checkpoints(self.folder) if parse_name(old) <= (epoch, step)]
+        for old in reached[self.keep :]:
+            os.remove(old)
+        return path

@@ -1,0 +1,219 @@
+"""One training step as one compiled graph: loss, gradients, update, moving average."""
+
+from __future__ import annotations
+
+from typing import Dict, List, Optional, Sequence
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, nn, ops
+
+from src.runtime.collective import MeanInOneMessage
+from src.training.graph_cache import compile_once
+from src.weights.checkpoint import EMA_PREFIX, Weights, model_parameters
+
+# The warm-up of the moving average's decay, (1 + t) / (10 + t) after t updates, is TensorFlow's
+# ExponentialMovingAverage(num_updates=t): the average follows closely at first and is useful in short runs too.
+EMA_WARMUP = 10.0
+
+
+class TrainStep(nn.Cell):
+    """Forward, backward and update in one cell, so that data sink runs many steps without the host.
+
+    Args:
+        network: images to logits.
+        loss: (logits, labels) to a float32 scalar.
+        optimizer: holds the trainable parameters; its own loss_scale must be 1, gradients arrive unscaled.
+        loss_scale: fixed factor on the loss while gradients are computed.
+        clip_norm: largest global norm of the gradients; 0 is no clipping.
+        accumulate: micro-batches whose mean gradient makes one update.
+        ema_decay: decay of the weights' moving average; 0 keeps none.
+        rank_size: ranks over which gradients are averaged.
+        frozen: cells of the network that stay in evaluation mode.
+        mean, std: of each channel, in units of 0 to 255, for pixels that arrive as uint8.
+        graph_folder: where compiled graphs are kept for the next start; None keeps none.
+
+    Inputs: images (N, 3, H, W), normalised or uint8, and labels as `loss` takes them. Outputs: the unscaled loss.
+    """
+
+    def __init__(
+        self,
+        network: nn.Cell,
+        loss: nn.Cell,
+        optimizer: nn.Optimizer,
+        loss_scale: float = 1.0,
+        clip_norm: float = 0.0,
+        accumulate: int = 1,
+        ema_decay: float = 0.0,
+        rank_size: int = 1,
+        frozen: Optional[List[nn.Cell]] = None,
+        mean: Sequence[float] = (127.5,) * 3,
+        std: Sequence[float] = (127.5,) * 3,
+        graph_folder: Optional[str] = None,
+    ):
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.loss = loss
+        self.optimizer = optimizer
+        self.weights = optimizer.parameters
+        self.loss_scale = float(loss_scale)
+        self.clip_norm = float(clip_norm)
+        self.accumulate = accumulate
+        self.ema_decay = float(ema_decay)
+        self.frozen = frozen or []
+        self.mean, self.std = (ms.Tensor(np.array(values, np.float32).reshape(1, 3, 1, 1)) for values in (mean, std))
+        self.gradients_of = ops.value_and_grad(self.scaled_loss, None, self.weights)
+        self.reduce = create_reducer(self.weights, rank_size) if rank_size > 1 else ops.identity
+        self.loss_sum = Parameter(ms.Tensor(0.0, ms.float32), name="loss_sum", requires_grad=False)
+        if accumulate > 1:
+            self.gradient_sums = self.weights.clone(prefix="gradient_sum", init="zeros")
+            self.micro_step = Parameter(ms.Tensor(0, ms.int32), name="micro_step", requires_grad=False)
+        if ema_decay:
+            averaged = list(model_parameters(network).values())
+            self.averaged = ParameterTuple(averaged)
+            self.averages = ParameterTuple(
+                [Parameter(p.value().copy(), name=EMA_PREFIX + p.name, requires_grad=False) for p in averaged]
+            )
+            self.updates = Parameter(ms.Tensor(0, ms.int32), name="ema_updates", requires_grad=False)
+        self.hyper_map = ops.HyperMap()
+        self.graph_folder = graph_folder
+        self.compiled_for: List[tuple] = []
+
+    def compile(self, *args, **kwargs):
+        """Compile for inputs of these shapes, once in this process and, where graphs are kept, on this machine."""
+        inputs = tuple((tensor.shape, tensor.dtype) for tensor in args)
+        if self.graph_folder is None or kwargs or inputs in self.compiled_for:
+            super().compile(*args, **kwargs)
+        else:
+            compile_once(self, args, self.graph_folder, lambda: super(TrainStep, self).compile(*args))
+            self.compiled_for.append(inputs)
+
+    def set_train(self, mode: bool = True):
+        """Switch to training mode; frozen cells stay in evaluation mode."""
+        super().set_train(mode)
+        for cell in self.frozen:
+            cell.set_train(False)
+        return self
+
+    def scaled_loss(self, images, labels):
+        return self.loss(self.network(self.normalise(images)), labels) * self.loss_scale
+
+    def normalise(self, images):
+        """Pixels as the network's input: a byte each until they are on the device."""
+        if images.dtype == ms.uint8:
+            return (ops.cast(images, ms.float32) - self.mean) / self.std
+        return images
+
+    def construct(self, images, labels):
+        loss, gradients = self.gradients_of(images, labels)
+        loss = loss / self.loss_scale
+        ops.assign_add(self.loss_sum, loss)
+        if self.loss_scale != 1.0:
+            gradients = self.hyper_map(ops.partial(_scale, 1.0 / self.loss_scale), gradients)
+        if self.accumulate > 1:
+            self.hyper_map(_add_to, self.gradient_sums, gradients)
+            ops.assign_add(self.micro_step, ms.Tensor(1, ms.int32))
+            if self.micro_step % self.accumulate == 0:
+                self.update(self.hyper_map(ops.partial(_scale, 1.0 / self.accumulate), self.gradient_sums))
+                self.hyper_map(_clear, self.gradient_sums)
+        else:
+            self.update(gradients)
+        return loss
+
+    def update(self, gradients):
+        """Average over the ranks, clip, step, and follow with the moving average."""
+        gradients = self.reduce(gradients)
+        if self.clip_norm > 0:
+            gradients = ops.clip_by_global_norm(gradients, self.clip_norm)
+        self.optimizer(gradients)
+        if self.ema_decay > 0:
+            ops.assign_add(self.updates, ms.Tensor(1, ms.int32))
+            done = ops.cast(self.updates, ms.float32)
+            decay = ops.minimum(ms.Tensor(self.ema_decay, ms.float32), (1.0 + done) / (EMA_WARMUP + done))
+            self.hyper_map(ops.partial(_follow, 1.0 - decay), self.averages, self.averaged)
+        return True
+
+    def training_parameters(self) -> Dict[str, Parameter]:
+        """Everything beside the weights and their average that the next step depends on, by name."""
+        # The table of learning rates is computed from the configuration, global_step says where in it a run stands.
+        weights = model_parameters(self.network)
+        return {
+            p.name: p
+            for p in self.get_parameters()
+            if p.name not in weights and not p.name.startswith(EMA_PREFIX) and not p.name.startswith("learning_rate")
+        }
+
+    def average_weights(self) -> Optional[Weights]:
+        """The moving average under the weights' names, or None where none is kept."""
+        if not self.ema_decay:
+            return None
+        return {p.name[len(EMA_PREFIX) :]: p.asnumpy() for p in self.averages}
+
+    def restart_average(self) -> None:
+        """Let the average begin at the present weights, for a run that starts from trained ones."""
+        if self.ema_decay:
+            for average, weight in zip(self.averages, self.averaged):
+                average.set_data(weight.value().copy())
+
+    def restore(self, training: Weights, ema: Optional[Weights]) -> List[str]:
+        """Set what `training_parameters` and `average_weights` gave.
+
+        Returns:
+            list of names that a resumed run needs and that are not there.
+        """
+        wanted = self.training_parameters()
+        if self.ema_decay:
+            wanted.update({p.name: p for p in self.averages})
+            training = {**training, **{EMA_PREFIX + name: value for name, value in (ema or {}).items()}}
+        missing = [name for name, p in wanted.items() if name not in training or training[name].shape != tuple(p.shape)]
+        if not missing:
+            for name, parameter in wanted.items():
+                parameter.set_data(ms.Tensor(training[name].astype(ms.dtype_to_nptype(parameter.dtype), copy=False)))
+        return missing
+
+    def take_loss_sum(self) -> float:
+        """The sum of the losses since the last call, which it sets back to 0."""
+        total = float(self.loss_sum.asnumpy())
+        self.loss_sum.set_data(ms.Tensor(np.float32(0)))
+        return total
+
+
+_scale_gradient = ops.MultitypeFuncGraph("scale_gradient")
+
+
+@_scale_gradient.register("Number", "Tensor")
+def _scale_one(factor, gradient):
+    return ops.cast(gradient, ms.float32) * factor
+
+
+_scale = _scale_gradient
+
+_add_to = ops.MultitypeFuncGraph("add_to")
+
+
+@_add_to.register("Tensor", "Tensor")
+def _add_one(total, gradient):
+    return ops.assign_add(total, gradient)
+
+
+_clear = ops.MultitypeFuncGraph("clear")
+
+
+@_clear.register("Tensor")
+def _clear_one(total):
+    return ops.assign(total, ops.zeros_like(total))
+
+
+_follow = ops.MultitypeFuncGraph("follow")
+
+
+@_follow.register("Tensor", "Tensor", "Tensor")
+def _follow_one(gap, average, weight):
+    return ops.assign(average, average + gap * (weight - average))
+
+
+def create_reducer(weights: ParameterTuple, rank_size: int) -> nn.Cell:
+    """What averages the gradients over the ranks: on NPUs and GPUs MindSpore's own cell, whose messages are fused."""
+    if ms.get_context("device_target") == "CPU":
+        return MeanInOneMessage([weight.shape for weight in weights], rank_size)
+    return nn.DistributedGradReducer(weights, True, rank_size)

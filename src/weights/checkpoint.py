@@ -1,0 +1,306 @@
+"""Checkpoints: write, verify, find and load weights, training state and what the weights expect of their input.
+
+The file is MindSpore's own .ckpt with its CRC at the end, so `mindspore.load_checkpoint` reads it as well. Beside the
+weights under the network's parameter names it holds
+
+- `model_info`: a ModelInfo as JSON,
+- `training_state`: epoch, step and the like as JSON, where the file comes from a training run,
+- `ema.<weight>`: the moving average of a weight, where the run kept one,
+- the optimiser's parameters under MindSpore's names (`mean_square.<weight>`, `moment.<weight>`, ...).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import os
+import re
+import zlib
+from typing import Dict, List, Optional, Tuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+import src.runtime.device  # noqa: F401  sets the log level before MindSpore loads
+from src.common.cli import RunError, atomic_path
+from src.models.effnet import EfficientNet, create_network
+from src.models.family import VARIANTS, Variant
+from src.weights.model_info import ModelInfo
+from src.weights.names import LAYOUTS, Weights, recognise, to_ours
+from src.weights.sources import source_of
+
+EMA_PREFIX = "ema."
+INFO_ENTRY = "model_info"
+STATE_ENTRY = "training_state"
+BEST_NAME = "best.ckpt"
+# MindSpore ends a checked file with "crc_num" and the CRC-32 of all before it in 10 bytes, most significant first.
+CRC_MARK = b"crc_num"
+CRC_BYTES = 10
+NAME_PATTERN = re.compile(r"Efficientnet_b[0-7]-rank(\d+)-(\d+)_(\d+)\.ckpt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        path: the file.
+        info: the network and the input that it expects.
+        weights: parameter name to array, all parameters of the network, batch-norm statistics included.
+        ema: the same names with averaged values, or None.
+        training: the optimiser's parameters and the like, by MindSpore's names; empty outside of training.
+        state: epoch, step and the like; empty outside of training.
+        described: whether the file itself says what `info` does; a published one leaves the images unsaid.
+    """
+
+    path: str
+    info: ModelInfo
+    weights: Weights
+    ema: Optional[Weights]
+    training: Weights
+    state: dict
+    described: bool = True
+
+
+def checkpoint_name(variant: str, rank: int, epoch: int, step: int) -> str:
+    """The model zoo's file name; `epoch` counts from 1, `step` is the step within the epoch."""
+    return f"Efficientnet_{variant}-rank{rank}-{epoch}_{step}.ckpt"
+
+
+def parse_name(path: str) -> Optional[Tuple[int, int]]:
+    """Epoch and step from a file name of `checkpoint_name`, or None."""
+    match = NAME_PATTERN.fullmatch(os.path.basename(path))
+    return (int(match[2]), int(match[3])) if match else None
+
+
+def find_checkpoints(folder: str) -> List[str]:
+    """The checkpoints of a run in `folder`, newest first by epoch and step; empty where there is no such folder."""
+    if not os.path.isdir(folder):
+        return []
+    named = [(parse_name(name), name) for name in os.listdir(folder)]
+    return [os.path.join(folder, name) for key, name in sorted((pair for pair in named if pair[0]), reverse=True)]
+
+
+def write_checkpoint(
+    path: str,
+    weights: Weights,
+    info: ModelInfo,
+    ema: Optional[Weights] = None,
+    training: Optional[Weights] = None,
+    state: Optional[dict] = None,
+) -> None:
+    """Write a checkpoint that appears whole, with its checksum, or not at all.
+
+    Args: the attributes of `Checkpoint`.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    entries = dict(weights)
+    entries.update({EMA_PREFIX + name: value for name, value in (ema or {}).items()})
+    entries.update(training or {})
+    tensors = [{"name": name, "data": ms.Tensor(np.asarray(value, order="C"))} for name, value in entries.items()]
+    texts = {INFO_ENTRY: info.to_json()}
+    if state is not None:
+        texts[STATE_ENTRY] = json.dumps(state)
+    with atomic_path(path) as temporary:
+        # MindSpore appends ".ckpt" to other names; atomic_path's temporary name ends as the final one does.
+        named = temporary if temporary.endswith(".ckpt") else temporary + ".ckpt"
+        try:
+            with quiet_logging():
+                ms.save_checkpoint(tensors, named, append_dict=texts, crc_check=True)
+            if not has_valid_checksum(named):
+                raise RunError(f"{path}: the checkpoint could not be written whole; is there space on the disk?")
+            if named != temporary:
+                os.replace(named, temporary)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from error
+        finally:
+            # MindSpore writes beside that name first, and leaves it there when it fails.
+            for leftover in {named, named[: -len(".ckpt")] + ".tmp"} - {temporary}:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(leftover)
+
+
+def read_checkpoint(path: str) -> Checkpoint:
+    """Read and verify a checkpoint of this project, or one that the model zoo or MindCV published.
+
+    Raises:
+        RunError: if the file is missing, truncated, altered, of another network, or no checkpoint.
+    """
+    entries = read_entries(path)
+    text = entries.pop(INFO_ENTRY, None)
+    state = entries.pop(STATE_ENTRY, None)
+    if not isinstance(text, str):
+        return read_published(path, entries)
+    info = ModelInfo.from_json(text, path)
+    names = network_shapes(info)
+    weights = {name: entries.pop(name) for name in list(entries) if name in names}
+    ema = {name: entries.pop(EMA_PREFIX + name) for name in names if EMA_PREFIX + name in entries}
+    check_weights(path, info, weights, names)
+    if ema:
+        check_weights(path, info, ema, names)
+    try:
+        state = json.loads(state) if isinstance(state, str) else {}
+    except ValueError:
+        raise RunError(f"{path}: its training state is broken") from None
+    return Checkpoint(path, info, weights, ema or None, entries, state)
+
+
+def read_published(path: str, entries: Weights) -> Checkpoint:
+    """Understand the entries of a checkpoint that this project did not write: the model zoo's or MindCV's."""
+    layout = recognise(entries)
+    if layout not in (LAYOUTS["zoo"], LAYOUTS["mindcv"]):
+        raise RunError(f"{path}: it is a checkpoint of another network, or one that does not say what it is")
+    translated = to_ours(entries, path)
+    if translated.num_classes is None:
+        raise RunError(f"{path}: it has no classifier; convert_weights.py can give it a new one")
+    info = source_of(layout).describe(translated.variant, translated.num_classes)
+    check_weights(path, info, translated.weights, network_shapes(info))
+    return Checkpoint(path, info, translated.weights, None, {}, {}, described=False)
+
+
+def read_entries(path: str) -> Weights:
+    """All entries of a verified .ckpt file: name to array, or to str for texts.
+
+    Raises:
+        RunError: if the file is missing, unreadable, truncated or altered.
+    """
+    if not os.path.exists(path):
+        raise RunError(f"{path}: there is no such checkpoint")
+    if os.path.isdir(path):
+        raise RunError(f"{path}: it is a folder, not a checkpoint file")
+    if os.path.getsize(path) == 0:
+        raise RunError(f"{path}: the checkpoint is empty")
+    checked = has_valid_checksum(path)
+    if checked is False:
+        raise RunError(f"{path}: the checkpoint is damaged, its checksum does not match")
+    try:
+        with quiet_logging():
+            # MindSpore insists on the suffix .ckpt; a file of another name is read through a link beside nothing.
+            loaded = ms.load_checkpoint(path) if path.endswith(".ckpt") else load_through_link(path)
+    except (ValueError, RuntimeError, TypeError, OSError) as error:
+        foreign = path.endswith((".safetensors", ".pth", ".pt", ".bin", ".tar"))
+        hint = ", convert_weights.py makes one of it" if foreign else ""
+        raise RunError(
+            f"{path}: the checkpoint cannot be read; it is truncated or not a MindSpore checkpoint{hint}"
+        ) from error
+    if INFO_ENTRY in loaded and not checked:
+        # Ours always have one: the end of the file is missing.
+        raise RunError(f"{path}: the checkpoint is damaged, its checksum is missing")
+    return {name: value if isinstance(value, str) else value.asnumpy() for name, value in loaded.items()}
+
+
+def load_through_link(path: str) -> dict:
+    """`load_checkpoint` for a file whose name does not end in .ckpt."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, "link.ckpt")
+        os.symlink(os.path.abspath(path), link)
+        return ms.load_checkpoint(link)
+
+
+def has_valid_checksum(path: str) -> Optional[bool]:
+    """Whether the file's CRC-32 matches; None where the file carries none, as the model zoo's do not.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    tail = len(CRC_MARK) + CRC_BYTES
+    size = os.path.getsize(path) - tail
+    with open(path, "rb") as file:
+        checksum = 0
+        while size > 0:
+            chunk = file.read(min(size, 1 << 22))
+            if not chunk:
+                return False
+            checksum = zlib.crc32(chunk, checksum)
+            size -= len(chunk)
+        end = file.read(tail)
+    if not end.startswith(CRC_MARK):
+        return None
+    return int.from_bytes(end[len(CRC_MARK) :], "big") == checksum
+
+
+class quiet_logging:
+    """Silence MindSpore's Python log while it handles a file that may be broken: we say it in a sentence."""
+
+    def __enter__(self):
+        self.level = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+
+    def __exit__(self, *exception):
+        logging.disable(self.level)
+
+
+def network_shapes(info: ModelInfo) -> Dict[str, tuple]:
+    """Parameter names and shapes of the network that `info` describes."""
+    return dict(scaled_shapes(VARIANTS[info.variant], info.num_classes))
+
+
+@functools.lru_cache(maxsize=8)
+def scaled_shapes(scaling: Variant, num_classes: int) -> Tuple[Tuple[str, tuple], ...]:
+    """Parameter names and shapes; kept, because MindSpore takes seconds to build a large network."""
+    network = EfficientNet(scaling.width_coeff, scaling.depth_coeff, num_classes=num_classes)
+    return tuple((name, tuple(parameter.shape)) for name, parameter in model_parameters(network).items())
+
+
+def model_parameters(network: nn.Cell) -> Dict[str, ms.Parameter]:
+    """Weights and batch-norm statistics by name; not the position in the random numbers."""
+    return {p.name: p for p in network.get_parameters() if not p.name.endswith("random_step")}
+
+
+def check_weights(path: str, info: ModelInfo, weights: Weights, shapes: Dict[str, tuple]) -> None:
+    """Refuse weights that are not exactly the network's.
+
+    Raises:
+        RunError: if one is missing or has another shape.
+    """
+    missing = sorted(set(shapes) - set(weights))
+    if missing:
+        raise RunError(f"{path}: {len(missing)} parameters are missing, {missing[0]} among them")
+    for name, shape in shapes.items():
+        if weights[name].shape != shape:
+            raise RunError(
+                f"{path}: {name} has shape {weights[name].shape}, but {info.variant} with "
+                f"{info.num_classes} classes needs {shape}"
+            )
+
+
+def build_network(info: ModelInfo, **settings) -> nn.Cell:
+    """The network that `info` describes, freshly initialised.
+
+    Args:
+        settings: further arguments of `EfficientNet`, for training.
+    """
+    return create_network(
+        info.variant, num_classes=info.num_classes, padding=info.padding, norm_eps=info.norm_eps, **settings
+    )
+
+
+def load_weights(network: nn.Cell, weights: Weights) -> None:
+    """Set every parameter of a network; names and shapes must have been checked."""
+    for name, parameter in model_parameters(network).items():
+        parameter.set_data(ms.Tensor(weights[name].astype(np.float32, copy=False)))
+
+
+def load_model(path: str, ema: bool = True) -> Tuple[nn.Cell, ModelInfo]:
+    """Build the network that a checkpoint describes, with its weights, in evaluation mode.
+
+    Args:
+        path: the checkpoint.
+        ema: take the averaged weights where the file has them.
+
+    Raises:
+        RunError: see `read_checkpoint`.
+    """
+    checkpoint = read_checkpoint(path)
+    network = build_network(checkpoint.info)
+    load_weights(network, checkpoint.ema if ema and checkpoint.ema else checkpoint.weights)
+    network.set_train(False)
+    return network, checkpoint.info

@@ -1,0 +1,151 @@
+"""The scripts' edges: sentences and exit codes, flags, files that appear whole or not at all."""
+
+import argparse
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.common.cli import (
+    ArgumentParser,
+    RunError,
+    UsageError,
+    atomic_path,
+    atomic_write,
+    describe_os_error,
+    parse_bool,
+    parse_positive_int,
+    run_cli,
+)
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def raises(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+class TestExitCodes:
+    @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
+    def test_what_main_returns(self, returned, code):
+        assert run_cli(lambda argv: returned) == code
+
+    @pytest.mark.parametrize(
+        ("error", "code", "sentence"),
+        [
+            (UsageError("--a and --b contradict each other"), 2, "--a and --b contradict each other"),
+            (RunError("x.ckpt: it is empty"), 1, "x.ckpt: it is empty"),
+            (RunError("two\n  lines"), 1, "two lines"),
+            (KeyboardInterrupt(), 130, "stopped by the user"),
+            (MemoryError(), 1, "not enough memory; a smaller --batch_size needs less"),
+            (OSError(errno.ENOSPC, "", "out.onnx"), 1, "out.onnx: there is no space left on the device"),
+            (OSError(errno.EACCES, "", "out.onnx"), 1, "out.onnx: permission was denied"),
+        ],
+    )
+    def test_errors_are_one_sentence_on_standard_error(self, capsys, error, code, sentence):
+        assert run_cli(raises(error)) == code
+        assert capsys.readouterr() == ("", f"error: {sentence}\n")
+
+    def test_an_error_of_ours_in_the_program_is_not_hidden(self):
+        with pytest.raises(ZeroDivisionError):
+            run_cli(raises(ZeroDivisionError()))
+
+    def test_a_reader_that_leaves_is_no_error_message(self):
+        code = (
+            "import sys; sys.path.insert(0, sys.argv[1])\n"
+            "from src.common.cli import run_cli\n"
+            "def main(argv):\n"
+            "    for i in range(100000): print('line', i)\n"
+            "sys.exit(run_cli(main))\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(ROOT)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout.readline() == "line 0\n"
+            process.stdout.close()
+            assert process.stderr.read() == ""
+        assert process.returncode == 1
+
+
+def test_an_error_without_a_file_name_is_described():
+    assert describe_os_error(OSError(errno.ENOSPC, "No space")) == "there is no space left on the device"
+    assert describe_os_error(OSError(errno.EIO, "Input/output error", "x")) == "x: Input/output error"
+
+
+class TestFlags:
+    @pytest.mark.parametrize("text", ["True", "true", "1", "yes", "TRUE"])
+    def test_true(self, text):
+        assert parse_bool(text) is True
+
+    @pytest.mark.parametrize("text", ["False", "false", "0", "no"])
+    def test_false(self, text):
+        assert parse_bool(text) is False
+
+    @pytest.mark.parametrize(
+        ("read", "text"),
+        [(parse_bool, "2"), (parse_bool, ""), (parse_positive_int, "0"), (parse_positive_int, "1.5")],
+    )
+    def test_anything_else_is_refused(self, read, text):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"not '{text}'"):
+            read(text)
+
+    def test_abbreviations_are_refused(self):
+        parser = ArgumentParser()
+        parser.add_argument("--batch_size")
+        with pytest.raises(UsageError, match="unrecognized arguments: --batch 3"):
+            parser.parse_args(["--batch", "3"])
+
+
+class TestFiles:
+    def test_a_file_appears_when_the_block_succeeds(self, tmp_path):
+        path = tmp_path / "new folder" / "file.txt"
+        with atomic_write(path, "w") as file:
+            file.write("é")
+            assert not path.exists()
+        assert path.read_bytes() == "é".encode()
+        assert os.listdir(path.parent) == ["file.txt"]
+
+    def test_a_failed_block_leaves_the_old_file_and_nothing_else(self, tmp_path):
+        path = tmp_path / "file"
+        path.write_bytes(b"old")
+        with pytest.raises(RuntimeError), atomic_write(path) as file:
+            file.write(b"new")
+            raise RuntimeError
+        assert path.read_bytes() == b"old"
+        assert os.listdir(tmp_path) == ["file"]
+
+    def test_others_may_read_it_as_the_umask_says(self, tmp_path):
+        before = os.umask(0o027)
+        try:
+            with atomic_write(tmp_path / "file") as file:
+                file.write(b"x")
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+    def test_a_file_that_another_program_made_unreadable_gets_its_mode_too(self, tmp_path):
+        with atomic_path(tmp_path / "model.onnx") as temporary:
+            os.chmod(temporary, 0o400)
+        assert (tmp_path / "model.onnx").stat().st_mode & stat.S_IWUSR
+
+    def test_a_folder_in_its_place_is_an_error_before_the_work(self, tmp_path):
+        with pytest.raises(IsADirectoryError), atomic_path(tmp_path):
+            raise AssertionError("the block must not run")
+
+    def test_a_parent_that_is_a_file_is_a_sentence(self, tmp_path, capsys):
+        (tmp_path / "file").write_text("")
+
+        def main(argv):
+            with atomic_write(tmp_path / "file" / "below"):
+                pass
+
+        assert run_cli(main) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and str(tmp_path / "file") in error

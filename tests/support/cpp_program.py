@@ -1,0 +1,135 @@
+"""Builds ascend310_infer for tests, and makes the folders, models and images that they run it on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from src.images.preprocess import Preprocess, load_image
+from src.weights.model_info import ModelInfo
+
+ROOT = Path(__file__).parent.parent.parent
+SOURCE = ROOT / "ascend310_infer"
+
+
+def build(name: str, *options: str, openvino: bool = True) -> tuple[Path, Path]:
+    """Build the double of MindSpore Lite and the program against it, only what changed since the last time.
+
+    Args:
+        name: of the build folder, for builds with the same options.
+        options: of CMake.
+        openvino: whether that engine is wanted, too.
+
+    Returns:
+        The build's folder and the double's package, which is LITE_HOME.
+    """
+    folder = SOURCE / f"build-{name}"
+    sanitize = [option for option in options if option.startswith("-DSANITIZE")]
+    double = folder / "lite_double"
+    jobs = str(len(os.sched_getaffinity(0)))
+    for command in (
+        ["cmake", "-S", ROOT / "tests/cpp/lite_double", "-B", double, *sanitize],
+        ["cmake", "--build", double, "--parallel", jobs],
+    ):
+        check(command)
+    environment = {"LITE_HOME": str(double / "package"), "BUILD_DIR": str(folder), "PYTHON": sys.executable}
+    environment["WITH_OPENVINO"] = "ON" if openvino else "OFF"
+    check(["sh", SOURCE / "build.sh", "-DWITH_TESTS=ON", *options], env={**os.environ, **environment})
+    return folder, double / "package"
+
+
+def check(command: list, **options) -> None:
+    """Run a command that must succeed; its output is in the exception's message."""
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+
+
+def write_double_model(path: Path, info: ModelInfo, batch: int = 4, kind: str = "float32", **settings: int) -> None:
+    """Write a model file of the double and the description beside it."""
+    size = info.preprocess.image_size
+    shape = f"{batch} 3 {size} {size}" if kind == "float32" else f"{batch} {size} {size} 3"
+    lines = ["lite_double", f"input {kind} {shape}", f"classes {info.num_classes}"]
+    lines += [f"{name} {value}" for name, value in settings.items()]
+    path.write_text("\n".join(lines) + "\n")
+    path.with_suffix(".json").write_text(info.to_json())
+
+
+def double_logits(values: np.ndarray, classes: int) -> np.ndarray:
+    """What the double computes for an image's values in the order of memory: float64 array of shape (classes,)."""
+    position = np.arange(values.size)
+    weights = ((31 * position[:, None] + 17 * np.arange(classes)) % 101 - 50) / 1000
+    return values.reshape(-1).astype(np.float64) @ weights
+
+
+def write_onnx_model(
+    path: Path, info: ModelInfo, batch: int | None = None, kind: str = "float32", metadata: bool = True, softmax=False
+) -> None:
+    """Write an ONNX model of one convolution as large as the image, with weights that tell all pixels apart.
+
+    Args:
+        kind: of the input: "float32", "float16" (so are the logits then) or "uint8", which is (N, S, S, 3).
+        softmax: whether `probabilities` come before the logits.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    size, classes = info.preprocess.image_size, info.num_classes
+    half = kind == "float16"
+    real = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    weights = np.random.RandomState(3).normal(0, 0.05, (classes, 3, size, size)).astype("f2" if half else "f4")
+    nodes = [
+        helper.make_node("Conv", ["planes", "weights"], ["map"]),
+        helper.make_node("Flatten", ["map"], ["logits"], axis=1),
+    ]
+    if kind == "uint8":
+        image = helper.make_tensor_value_info("image", TensorProto.UINT8, [batch or "N", size, size, 3])
+        nodes.insert(0, helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT))
+        nodes.insert(1, helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]))
+    else:
+        image = helper.make_tensor_value_info("image", real, [batch or "N", 3, size, size])
+        nodes.insert(0, helper.make_node("Identity", ["image"], ["planes"]))
+    outputs = [helper.make_tensor_value_info("logits", real, [batch or "N", classes])]
+    if softmax:
+        nodes.append(helper.make_node("Softmax", ["logits"], ["probabilities"]))
+        outputs.insert(0, helper.make_tensor_value_info("probabilities", real, [batch or "N", classes]))
+    graph = helper.make_graph(nodes, "test", [image], outputs, [numpy_helper.from_array(weights, "weights")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    if metadata:
+        helper.set_model_props(model, {"efficientnet": info.to_json(), "variant": info.variant})
+    onnx.save(model, path)
+
+
+def small_info(classes: list[str], image_size: int = 32, **settings) -> ModelInfo:
+    """A description for a folder of these classes, with a mean and a deviation of its own for each channel."""
+    preprocess = Preprocess.for_image_size(
+        image_size, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), **settings
+    )
+    return ModelInfo(num_classes=len(classes), class_names=tuple(classes), preprocess=preprocess)
+
+
+def read_logits(folder: Path, name: str) -> np.ndarray:
+    """One result file's logits."""
+    return np.fromfile(folder / f"{name}_0.bin", "<f4")
+
+
+def expected_logits(path: Path, info: ModelInfo) -> np.ndarray:
+    """What the double gives for an image file of float32 values."""
+    return double_logits(load_image(str(path), info.preprocess), info.num_classes)
+
+
+def write_files(root: Path, files: dict[str, bytes]) -> None:
+    """Write files below a folder, with their parents."""
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def read_timings(folder: Path) -> dict:
+    """The JSON of time_Result/."""
+    return json.loads((folder / "test_perform_static.json").read_text())

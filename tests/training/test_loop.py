@@ -1,0 +1,161 @@
+"""What happens around the step, on a tiny network: evaluation, best score, early end, saving, numbers that are none."""
+
+import os
+import signal
+
+import mindspore as ms
+import mindspore.dataset as ds
+import numpy as np
+import pytest
+from mindspore import nn
+
+from src.common.cli import RunError
+from src.config import Config
+from src.evaluation.metrics import Score
+from src.loss import CrossEntropySmooth
+from src.Monitor import Monitor
+from src.training.history import History
+from src.training.loop import Progress, StopRequest, TrainingLoop
+from src.training.run_folder import CheckpointFolder
+from src.training.step import TrainStep
+from src.weights.checkpoint import BEST_NAME, parse_name, read_entries
+from src.weights.model_info import ModelInfo
+
+STEPS, EPOCHS, BATCH = 2, 6, 4
+
+
+class Tiny(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Dense(3, 2)
+
+    def construct(self, x):
+        return self.classifier(x.mean((2, 3)))
+
+
+def batches(steps):
+    random = np.random.default_rng(0)
+    images = random.standard_normal((steps, BATCH, 3, 4, 4)).astype(np.float32)
+    labels = random.integers(0, 2, (steps, BATCH)).astype(np.int32)
+    return ds.NumpySlicesDataset((images, labels), ["image", "label"], shuffle=False)
+
+
+class Run:
+    """A run of `TrainingLoop`; `scores` are those of the evaluations to come, in hundredths."""
+
+    def __init__(self, folder, scores=(), ema_scores=None, progress=None, on_evaluation=None, **flags):
+        config = Config(epoch_size=EPOCHS, use_ema=ema_scores is not None, **flags)
+        network = Tiny()
+        optimizer = nn.SGD(network.trainable_params(), learning_rate=[0.1] * STEPS * EPOCHS)
+        ema_decay = 0.9 if ema_scores is not None else 0.0
+        self.step_cell = TrainStep(network, CrossEntropySmooth(0.1, 2), optimizer, ema_decay=ema_decay).set_train()
+        self.progress = progress or Progress(STEPS, EPOCHS, BATCH * STEPS)
+        self.evaluations = []
+        coming = [score for pair in zip(scores, ema_scores) for score in pair] if ema_scores else list(scores)
+
+        def evaluate(weights):
+            self.evaluations.append(self.progress.epoch)
+            if on_evaluation:
+                on_evaluation(self)
+            return Score(100, 50.0, coming.pop(0), 90)
+
+        self.folder = folder
+        with StopRequest() as self.stop:
+            self.loop = TrainingLoop(
+                self.step_cell,
+                self.progress,
+                Monitor(STEPS, EPOCHS, np.full(STEPS * EPOCHS, 0.1), 1, BATCH, 50, terminal=False),
+                config,
+                CheckpointFolder(str(folder), config.keep_checkpoint_max, ModelInfo(num_classes=2), 0),
+                History(str(folder), self.progress.rows),
+                evaluate if scores else None,
+                self.stop,
+            )
+            left = self.progress.total_steps - self.progress.step
+            ms.Model(self.step_cell).train(1, batches(left), callbacks=[self.loop], dataset_sink_mode=False)
+
+    def saved(self):
+        return sorted(filter(None, map(parse_name, os.listdir(self.folder))))
+
+
+def test_evaluates_every_interval_and_at_the_end(tmp_path):
+    assert Run(tmp_path, [1, 2], eval_interval=4).evaluations == [4, 6]
+    assert Run(tmp_path, [1, 2, 3], eval_interval=2).evaluations == [2, 4, 6]
+
+
+def test_keeps_the_best_by_top_1_and_the_first_of_equals(tmp_path):
+    run = Run(tmp_path, [10, 30, 20, 30, 5, 5], keep_checkpoint_max=1)
+    assert run.progress.best == {"top_1": 0.3, "epoch": 2, "weights": "raw"}
+    assert run.saved() == [(6, 2)]
+    assert '"step": 4' in read_entries(str(tmp_path / BEST_NAME))["training_state"]
+
+
+def test_the_best_may_be_the_averaged_weights(tmp_path):
+    run = Run(tmp_path, [10, 30, 20, 5, 5, 5], [10, 29, 31, 30, 6, 6])
+    assert run.progress.best == {"top_1": 0.31, "epoch": 3, "weights": "ema"}
+    assert run.evaluations == [epoch for epoch in range(1, 7) for _ in range(2)]
+    assert [row["ema_top_1"] for row in run.progress.rows] == [0.1, 0.29, 0.31, 0.3, 0.06, 0.06]
+
+
+def test_stops_early_and_saves_where_it_stops(tmp_path, capsys):
+    """The best is of epoch 2; after epochs 3 and 4 two evaluations have passed without a better one."""
+    run = Run(tmp_path, [10, 30, 20, 25, 99, 99], early_stop=2, save_checkpoint_epochs=100)
+    assert run.evaluations == [1, 2, 3, 4]
+    assert run.saved() == [(1, 2), (2, 2), (4, 2)]
+    assert run.progress.has_stagnated(2) and not run.progress.has_stagnated(3) and not run.progress.has_stagnated(None)
+    assert "stopped early: no better top-1 in 2 evaluations" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"save_checkpoint_epochs": 4}, [(4, 2), (6, 2)]),
+        ({"save_checkpoint_epochs": 4, "save_checkpoint_steps": 1}, [(e, s) for e in (1, 2, 3) for s in (1,)]
+         + [(4, 1), (4, 2), (5, 1), (6, 1), (6, 2)]),
+        ({"save_checkpoint": False}, []),
+        ({"keep_checkpoint_max": 2}, [(5, 2), (6, 2)]),
+    ],
+)  # fmt: skip
+def test_saves_as_asked(tmp_path, flags, expected):
+    assert Run(tmp_path, **{"keep_checkpoint_max": 50, **flags}).saved() == expected
+
+
+def test_a_signal_stops_after_the_step_and_saves(tmp_path):
+    run = Run(tmp_path, [1] * 6, on_evaluation=lambda run: run.progress.epoch == 2 and run.stop.receive(signal.SIGINT))
+    assert run.progress.step == 4
+    assert run.saved() == [(1, 2), (2, 2)]
+    assert run.stop.exit_code == 130
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    """The loss of the step that spoils them is still a number. The evaluation, which comes before saving, does it."""
+
+    def spoil(run):
+        if run.progress.epoch == 3:
+            for parameter in run.step_cell.network.get_parameters():
+                parameter.set_data(ms.Tensor(np.full(parameter.shape, np.nan, np.float32)))
+
+    with pytest.raises(RunError) as error:
+        Run(tmp_path, [1] * 6, on_evaluation=spoil, amp_level="O3")
+    sentence = str(error.value)
+    assert sentence.startswith("classifier.weight became infinite or NaN at step 2 of epoch 3 with learning rate 0.1; ")
+    assert "try a --loss_scale below 1024, a smaller --lr_max, " in sentence
+    assert "--warmup_epochs" in sentence and "--clip_norm" in sentence
+    assert sentence.endswith(f"(the last good checkpoint is {tmp_path}/Efficientnet_b0-rank0-2_2.ckpt)")
+    assert sorted(filter(None, map(parse_name, os.listdir(tmp_path)))) == [(1, 2), (2, 2)]
+
+
+def test_a_resumed_run_counts_on(tmp_path, capsys):
+    """From the middle of epoch 3: time and best score of earlier processes are part of it."""
+    progress = Progress(STEPS, EPOCHS, 8, 5, 100.0, {"top_1": 0.9, "epoch": 1, "weights": "raw"}, 2)
+    run = Run(tmp_path, [10] * 4, progress=progress, early_stop=4)
+    assert run.evaluations == [3, 4]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "epoch time" in line]
+    assert lines[0].startswith("epoch 3: epoch time: 100") and not lines[1].startswith("epoch 4: epoch time: 100")
+    assert run.progress.best["epoch"] == 1 and run.progress.since_best == 4
+
+
+def test_a_step_knows_its_epoch():
+    places = [(step, Progress(4, 3, 16, step)) for step in (0, 1, 4, 5, 12)]
+    assert [(p.epoch, p.step_in_epoch) for _, p in places] == [(1, 0), (1, 1), (1, 4), (2, 1), (3, 4)]
+    assert places[0][1].total_steps == 12

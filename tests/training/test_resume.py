@@ -1,0 +1,222 @@
+"""Runs that are stopped and go on: real processes, stopped at any moment, end as the undisturbed run does."""
+
+import fcntl
+import os
+import pty
+import random
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+
+import numpy as np
+import pytest
+
+from src.common.cli import RunError
+from src.weights.checkpoint import read_entries
+from tests.support.training_runs import (
+    EPOCHS,
+    STEPS,
+    assert_same_state,
+    checkpoint_path,
+    finish,
+    flip_bit,
+    run,
+    saved,
+    start,
+    train_command,
+    wait_for,
+)
+
+KILLS = 28
+LONG = 20
+"""Epochs of the run that is killed so often."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the run that is stopped writes."""
+    return tmp_path_factory.mktemp("stopped")
+
+
+class TestARunThatIsStopped:
+    """One run, stopped by SIGTERM, by Ctrl-C at a terminal and by SIGKILL; each start goes on with --resume auto."""
+
+    def flags(self, few_images):
+        return {"dataset_path": few_images / "train", "eval_dataset_path": few_images / "val", "resume": "auto"}
+
+    def test_sigterm_finishes_the_step_saves_it_and_says_so_in_the_exit_code(self, folder, few_images):
+        """Only the signal saves: no checkpoints of steps. The first start finds nothing and begins."""
+        process = start(folder, **self.flags(few_images), save_checkpoint_steps=None)
+        wait_for(lambda: "epoch 1: step 2/4" in (folder / "log.txt").read_text(), process)
+        process.send_signal(signal.SIGTERM)
+        code, out, err = finish(process, folder)
+        assert (code, err) == (128 + signal.SIGTERM, "")
+        stop = re.search(r"^stopped by signal 15 after step (\d+) of 12; --resume auto goes on$", out, re.MULTILINE)
+        assert stop, out
+        assert divmod(int(stop[1]) - 1, STEPS) == (saved(folder)[-1][0] - 1, saved(folder)[-1][1] - 1)
+        assert int(stop[1]) < EPOCHS * STEPS
+
+    def test_ctrl_c_at_a_terminal_does_so_too_and_a_bar_shows_the_progress(self, folder, few_images):
+        terminal, shown = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
+        before = len(saved(folder))
+        # Not during a compilation: MindSpore makes SIGTERM of SIGINT there.
+        process = subprocess.Popen(
+            train_command(**self.flags(few_images)),
+            cwd=folder,
+            stdin=shown,
+            stdout=shown,
+            stderr=shown,
+            preexec_fn=become_foreground,
+        )
+        os.close(shown)
+        screen = Screen(terminal)
+        wait_for(lambda: screen.read() and len(saved(folder)) > before + 2, process)
+        os.write(terminal, b"\x03")
+        while process.poll() is None:
+            screen.read()
+        text = screen.read()
+        os.close(terminal)
+        assert process.returncode == 128 + signal.SIGINT, text
+        assert re.search(r"epoch \d/3: +\d+%\|.*\| \d/4 \[\d\d:\d\d<.*, loss [\d.]+, lr [\d.]+, \d+ images/s\]", text)
+        assert not re.search(r"step \d/4, loss: ", text)
+        assert re.search(r"stopped by signal 2 after step \d+ of 12; --resume auto goes on", text)
+
+    def test_sigkill_leaves_the_checkpoint_of_a_step(self, folder, few_images):
+        before = saved(folder)
+        process = start(folder, **self.flags(few_images))
+        wait_for(lambda: saved(folder) > before and saved(folder)[-1] >= (2, 3), process)
+        process.kill()
+        code, out, err = finish(process, folder)
+        assert code == -signal.SIGKILL
+        assert f"resumed: ./checkpoint/model_0/{checkpoint_path(folder, *before[-1]).name}, after step " in out
+        assert saved(folder)[-1] < (EPOCHS, STEPS)
+
+    def test_it_passes_over_a_damaged_checkpoint_and_ends_as_the_undisturbed_run(
+        self, folder, few_images, training_run
+    ):
+        *_, before, newest = saved(folder)
+        flip_bit(checkpoint_path(folder, *newest))
+        code, out, err = run(folder, **self.flags(few_images))
+        assert (code, err) == (0, "")
+        assert f"passed over: ./checkpoint/model_0/{checkpoint_path(folder, *newest).name}: the checkpoint is" in out
+        assert f"resumed: ./checkpoint/model_0/{checkpoint_path(folder, *before).name}, after step " in out
+        assert_same_state(checkpoint_path(folder, EPOCHS, STEPS), checkpoint_path(training_run[0], EPOCHS, STEPS))
+
+    def test_its_history_is_whole(self, folder, training_run):
+        """Every epoch once, with the undisturbed run's numbers but the speed."""
+
+        def rows(folder):
+            lines = (folder / "checkpoint" / "model_0" / "metrics.csv").read_text().splitlines()
+            speed = lines[0].split(",").index("images_per_second")
+            return [[cell for i, cell in enumerate(line.split(",")) if i != speed] for line in lines]
+
+        assert len(rows(folder)) == 1 + EPOCHS
+        assert rows(folder) == rows(training_run[0])
+
+    def test_its_best_checkpoint_is_the_undisturbed_runs(self, folder, training_run):
+        first, second = (where / "checkpoint" / "model_0" / "best.ckpt" for where in (folder, training_run[0]))
+        assert_same_state(first, second)
+
+
+def become_foreground():
+    """Make the new process the one that Ctrl-C at its terminal reaches."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+class Screen:
+    """What a terminal has shown."""
+
+    def __init__(self, terminal):
+        self.terminal = terminal
+        self.text = ""
+
+    def read(self):
+        """Take in what is there, waiting for at most a tenth of a second."""
+        while select.select([self.terminal], [], [], 0.1)[0]:
+            try:
+                data = os.read(self.terminal, 1 << 16)
+            except OSError:
+                break
+            if not data:
+                break
+            self.text += data.decode()
+        return self.text or " "
+
+
+def test_a_second_signal_leaves_at_once(few_images, tmp_path):
+    """Both come while the graph is compiled, which holds the main thread for seconds."""
+    process = start(tmp_path, few_images / "train", keep_graph=False)
+    wait_for(lambda: list(tmp_path.glob("checkpoint/model_0/tensorboard/*")), process)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    code, out, err = finish(process, tmp_path)
+    assert time.monotonic() - began < 10
+    assert (code, err) == (128 + signal.SIGTERM, "")
+    assert "epoch 1" not in out
+    assert saved(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_random_moments_ends_as_the_undisturbed_run(few_images, tmp_path):
+    """SIGKILL at random moments, some of them while a checkpoint is written; see README for how often.
+
+    Whatever loads afterwards must be what the undisturbed run had at that step.
+    """
+    flags = {"dataset_path": few_images / "train", "epoch_size": LONG, "warmup_epochs": 2, "accumulate_steps": None}
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    for folder in (undisturbed, killed):
+        folder.mkdir()
+    assert run(undisturbed, **flags, keep_checkpoint_max=100)[0] == 0
+    draw = random.Random(1)
+    kills = while_saving = 0
+    model_0 = killed / "checkpoint" / "model_0"
+    while kills < KILLS:
+        reached = saved(killed)
+        process = start(killed, **flags, resume="auto", keep_checkpoint_max=3)
+        if kills % 2:
+            # While a checkpoint is written: its temporary file is there.
+            wait_for(lambda before=reached: saved(killed) != before, process)
+            wait_for(lambda: any(".tmp-" in name for name in os.listdir(model_0)), process)
+            time.sleep(draw.uniform(0, 0.03))
+        else:
+            # At any moment of the start or of the first steps.
+            if kills % 4:
+                wait_for(lambda before=reached: saved(killed) != before, process)
+            time.sleep(draw.uniform(0, 0.5 if kills % 4 else 15))
+        process.kill()
+        process.wait()
+        kills += 1
+        while_saving += any(".tmp-" in name for name in os.listdir(model_0)) if model_0.exists() else 0
+        found = saved(killed)
+        assert len(found) <= 4
+        assert found[-1:] < [(LONG, STEPS)], "the run was over before it had been killed often enough"
+        for position in found:
+            assert_same_arrays(checkpoint_path(killed, *position), checkpoint_path(undisturbed, *position))
+        assert not reached or found[-1] >= reached[-1]
+    code, out, err = run(killed, **flags, resume="auto", keep_checkpoint_max=3)
+    assert (code, err) == (0, "")
+    assert_same_arrays(checkpoint_path(killed, LONG, STEPS), checkpoint_path(undisturbed, LONG, STEPS))
+    assert not [name for name in os.listdir(model_0) if ".tmp-" in name]
+    print(f"{kills} kills, {while_saving} of them while a checkpoint was written; all that loaded was right")
+    assert while_saving >= KILLS // 5
+
+
+def assert_same_arrays(path, reference):
+    """A checkpoint cannot be loaded, or holds bit for bit what the reference does."""
+    try:
+        found = read_entries(str(path))
+    except RunError:
+        raise AssertionError(f"{path} appeared under its name without being whole") from None
+    expected = read_entries(str(reference))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert isinstance(value, str) or np.array_equal(found[name], value), name
