@@ -12,9 +12,8 @@ import re
 import sys
 import textwrap
 
-import src.runtime.device  # noqa: F401  first: it sets what MindSpore reads when it loads
-from src.common.cli import UsageError, parse_bool, run_cli
-from src.config import add_parameters, create_parser, take_parameters
+from src.common.cli import UsageError, boolean, create_parser, run_cli
+from src.config import add_parameters, take_parameters
 from src.weights.checkpoint import check_weights, network_shapes
 from src.weights.conversion import (
     ARCHITECTURE,
@@ -44,7 +43,7 @@ def parse_arguments(argv=None):
         "tf_efficientnet_b0",
     )
     # Training has a parameter of this name, which means another thing.
-    averaged = {"dest": "averaged", "metavar": "USE_EMA", "type": parse_bool, "default": True}
+    averaged = {"dest": "averaged", "metavar": "USE_EMA", "type": boolean, "default": True}
     parser.add_argument("--use_ema", **averaged, help="take averaged weights where the file has them")
     add_parameters(parser, OVERRIDES)
     arguments = parser.parse_args(argv)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
-from src.common.cli import ArgumentParser, atomic_write, run_cli
+from src.common.cli import ArgumentParser, run_cli
+from src.common.files import atomic_write
 from src.data.image_folder import read_image_folder
 
 

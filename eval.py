@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import sys
 
-from src.runtime.device import prepare_device  # first: it sets what MindSpore reads when it loads
-
 from tqdm import tqdm
 
-from src.weights.checkpoint import Checkpoint, build_network, load_weights, read_checkpoint
-from src.common.cli import UsageError, parse_bool, run_cli
-from src.config import Config, add_parameters, create_parser, take_parameters
+from src.common.cli import UsageError, boolean, create_parser, run_cli
+from src.config import Config, add_parameters, take_parameters
+from src.data.image_folder import ImageFolder, read_image_folder
 from src.dataset import BadImages, create_dataset
 from src.evaluation.evaluate import evaluate
-from src.data.image_folder import ImageFolder, read_image_folder
+from src.runtime.device import prepare_device
+from src.weights.checkpoint import Checkpoint, build_network, load_weights, read_checkpoint
 
 # The default of 256 needs gigabytes and is no faster on a CPU.
 CPU_BATCH_SIZE = 32
@@ -31,7 +30,7 @@ def parse_arguments(argv=None):
     parser = create_parser(__doc__.splitlines()[0])
     parser.add_argument("--checkpoint_path", required=True, help="the .ckpt file to evaluate")
     # Training has a parameter of this name, which means another thing.
-    averaged = {"dest": "averaged", "metavar": "USE_EMA", "type": parse_bool, "default": True}
+    averaged = {"dest": "averaged", "metavar": "USE_EMA", "type": boolean, "default": True}
     parser.add_argument("--use_ema", **averaged, help="take averaged weights where the file has them")
     bad = "leave out images that cannot be decoded, instead of counting them as wrong"
     parser.add_argument("--skip_bad_images", action="store_true", help=bad)

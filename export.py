@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 import sys
 
-from src.runtime.device import prepare_device  # first: it sets what MindSpore reads when it loads
-
-from src.weights.checkpoint import Checkpoint, read_checkpoint
-from src.common.cli import UsageError, parse_bool, parse_positive_int, run_cli
-from src.config import Config, add_parameters, choice, create_parser, positive, take_parameters
-from src.weights.conversion import override
+from src.common.cli import UsageError, boolean, choice, create_parser, positive_float, positive_int, run_cli
+from src.config import Config, add_parameters, take_parameters
 from src.export.exporter import export
 from src.export.plan import PRECISIONS, SUFFIXES, Plan, complete_path
+from src.runtime.device import prepare_device
+from src.weights.checkpoint import Checkpoint, read_checkpoint
+from src.weights.conversion import override
 from src.weights.model_info import ModelInfo
 
 SHARED = ("device_target", "device_id", "variant", "class_num", "image_size")
@@ -29,9 +28,9 @@ def parse_arguments(argv=None):
     formats = {"type": choice(*SUFFIXES), "default": "MINDIR", "metavar": "|".join(SUFFIXES)}
     parser.add_argument("--file_format", **formats, help="AIR needs an Ascend device (default: MINDIR)")
     # Training has parameters of these names, which mean other things.
-    averaged = {"dest": "averaged", "metavar": "USE_EMA", "type": parse_bool, "default": True}
+    averaged = {"dest": "averaged", "metavar": "USE_EMA", "type": boolean, "default": True}
     parser.add_argument("--use_ema", **averaged, help="take averaged weights where the file has them (default: True)")
-    batch = {"dest": "fixed_batch", "metavar": "BATCH_SIZE", "type": parse_positive_int}
+    batch = {"dest": "fixed_batch", "metavar": "BATCH_SIZE", "type": positive_int}
     parser.add_argument("--batch_size", **batch, help="images of a run of MINDIR and AIR (default: 1)")
     add_content_flags(parser.add_argument_group("what is in the file"))
     add_proof_flags(parser.add_argument_group("proof"))
@@ -42,7 +41,7 @@ def parse_arguments(argv=None):
 
 def add_content_flags(group) -> None:
     """Flags on what the file computes."""
-    switch = {"type": parse_bool, "metavar": "True|False"}
+    switch = {"type": boolean, "metavar": "True|False"}
     folds = "fold batch norms into the convolutions (default: True)"
     group.add_argument("--fold_bn", **switch, default=True, help=folds)
     pixels = "take uint8 pixels (N, S, S, 3) and normalise them in the file (default: False)"
@@ -62,7 +61,7 @@ def add_proof_flags(group) -> None:
     images = "folder of images to run file and checkpoint on (default: noise; int8: those of --calibration_path)"
     group.add_argument("--verify", metavar="DIR", help=images)
     tolerance = "difference allowed for each unit of the largest logit (default: 0.0001; fp16 0.03, int8 0.5)"
-    group.add_argument("--tolerance", type=positive, help=tolerance)
+    group.add_argument("--tolerance", type=positive_float, help=tolerance)
 
 
 def resolve_info(parameters: Config, checkpoint: Checkpoint) -> ModelInfo:

@@ -13,13 +13,25 @@ import sys
 import numpy as np
 
 from src import config
-from src.common.cli import RunError, UsageError, run_cli
+from src.common.cli import (
+    RunError,
+    UsageError,
+    choice,
+    create_parser,
+    fraction_below_one,
+    non_negative_int,
+    number,
+    positive_int,
+    run_cli,
+    three_floats,
+)
+from src.common.machine import count_cores
 from src.data.image_folder import read_image_folder
 from src.data.image_list import find_images
 from src.evaluation.class_report import ClassTally, check_writable, draw_confusion, import_figure, write_report
 from src.evaluation.metrics import Score
 from src.images.preprocess import INTERPOLATIONS
-from src.inference.classification import BatchSizes, choose_sizes, classify, count_cores, describe_decoder
+from src.inference.classification import BatchSizes, choose_sizes, classify, describe_decoder
 from src.inference.predictions import Table, as_json, display_names, error_as_json, top_classes
 from src.inference.progress import Failures, Progress
 from src.inference.session import PROVIDERS, GivenSettings, OnnxModel, open_model, read_class_names
@@ -29,7 +41,7 @@ TOP_K = 5
 
 def parse_arguments(argv=None):
     """Read the flags."""
-    parser = config.create_parser(__doc__.splitlines()[0])
+    parser = create_parser(__doc__.splitlines()[0])
     parser.add_argument("--onnx_path", required=True, help="the file; one of export.py says itself what it expects")
     what = parser.add_argument_group("what it is run on, one of the two")
     what.add_argument("--dataset_path", help="folder of class folders: top-1, top-5 and loss")
@@ -47,39 +59,35 @@ def add_output_flags(group) -> None:
     """Flags on what is told."""
     group.add_argument("--report", metavar="CSV", help="write the accuracy of every class to this file")
     group.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix to this file")
-    group.add_argument("--top_k", type=config.count, help=f"classes told of each --image (default: {TOP_K})")
+    group.add_argument("--top_k", type=positive_int, help=f"classes told of each --image (default: {TOP_K})")
     group.add_argument("--json", action="store_true", help="JSON on standard output, one line for each --image")
     bad = "images that cannot be decoded are left out; else they count as wrong, and the exit code is 1"
     group.add_argument("--skip_bad_images", action="store_true", help=bad)
     factor = "label smoothing of the loss, as in training and eval.py (default: %(default)s)"
     default = config.config.label_smooth_factor if config.config.use_label_smooth else 0.0
-    group.add_argument("--label_smooth_factor", type=config.rate, default=default, help=factor)
+    group.add_argument("--label_smooth_factor", type=fraction_below_one, default=default, help=factor)
 
 
 def add_machine_flags(group) -> None:
     """Flags on where and how it runs."""
-    target = config.choice(*PROVIDERS)
+    target = choice(*PROVIDERS)
     group.add_argument(
         "--device_target", type=target, help="Ascend, GPU or CPU (default: the first of them that works)"
     )
-    group.add_argument("--device_id", type=config.natural, help="number of the GPU or NPU (default: 0)")
-    group.add_argument("--threads", type=config.count, help="batches under way at once (default: the cores)")
-    group.add_argument("--batch_size", type=config.count, help="images a batch (default: the fastest of the first few)")
+    group.add_argument("--device_id", type=non_negative_int, help="number of the GPU or NPU (default: 0)")
+    group.add_argument("--threads", type=positive_int, help="batches under way at once (default: the cores)")
+    group.add_argument("--batch_size", type=positive_int, help="images a batch (default: the fastest of the first few)")
 
 
 def add_model_flags(group) -> None:
     """Flags on preprocessing and classes; they may not contradict a file that describes itself."""
-    group.add_argument("--image_size", type=config.count, help="pixels, side of the input")
-    group.add_argument("--resize", type=config.count, help="pixels, the shorter side before the centre is cut out")
+    group.add_argument("--image_size", type=positive_int, help="pixels, side of the input")
+    group.add_argument("--resize", type=positive_int, help="pixels, the shorter side before the centre is cut out")
     ratio = "image_size by that shorter side, instead of --resize (default: 0.875)"
-    group.add_argument("--crop_ratio", type=config.number(float, 0.1, 1), help=ratio)
-    group.add_argument(
-        "--interpolation", type=config.choice(*INTERPOLATIONS), help="of the resizing (default: bicubic)"
-    )
-    group.add_argument(
-        "--mean", type=config.three_numbers, help="subtracted from pixels of 0 to 255; a number or R,G,B"
-    )
-    group.add_argument("--std", type=config.three_numbers, help="divides the pixels; a number or R,G,B")
+    group.add_argument("--crop_ratio", type=number(float, 0.1, 1), help=ratio)
+    group.add_argument("--interpolation", type=choice(*INTERPOLATIONS), help="of the resizing (default: bicubic)")
+    group.add_argument("--mean", type=three_floats, help="subtracted from pixels of 0 to 255; a number or R,G,B")
+    group.add_argument("--std", type=three_floats, help="divides the pixels; a number or R,G,B")
     group.add_argument("--class_names", metavar="FILE", help="names, one a line; or the word imagenet for its 1000")
 
 

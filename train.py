@@ -12,33 +12,27 @@ import os
 import sys
 import time
 
-from src.runtime.device import Device, prepare_device  # first: it sets what MindSpore reads when it loads
-
 import mindspore as ms
 from mindspore import amp
 
-from src.weights.checkpoint import BEST_NAME, Checkpoint, load_weights, read_checkpoint
-from src.common.cli import RunError, UsageError, atomic_write, run_cli
-from src.runtime.collective import count_ranks, find_disagreement
-from src.config import Config, add_parameters, create_parser, take_parameters
-from src.dataset import BadImages, create_dataset, create_training_stream
-from src.training.history import History
-from src.training.graph_cache import find_graph_folder
-from src.images.engine import describe_engine
+from src.common.cli import RunError, UsageError, create_parser, run_cli
+from src.common.files import atomic_write
+from src.config import Config, add_parameters, take_parameters
 from src.data.image_folder import ImageFolder, read_image_folder
+from src.dataset import BadImages, create_dataset, create_training_stream
+from src.images.engine import describe_engine
+from src.images.mix import create_mix
 from src.kernels import Kernels
+from src.launch.modelarts import copied_folders
 from src.loss import CrossEntropySmooth
 from src.lr_generator import get_lr
-from src.images.mix import create_mix
-from src.weights.model_info import ModelInfo
-from src.launch.modelarts import copied_folders
 from src.models.effnet import VARIANTS, EfficientNet, create_network
 from src.models.table import count_multiply_adds
 from src.Monitor import Monitor, format_seconds
-from src.training.optimizer import create_optimizer
-from src.training.recipes import apply_recipe
-from src.training.run_folder import CheckpointFolder, claimed, find_resume
-from src.training.step import TrainStep
+from src.runtime.collective import count_ranks, find_disagreement
+from src.runtime.device import Device, prepare_device
+from src.training.graph_cache import find_graph_folder
+from src.training.history import History
 from src.training.loop import (
     FREE_TO_CHANGE,
     Progress,
@@ -49,6 +43,12 @@ from src.training.loop import (
     fit_classifier,
     merge_resumed,
 )
+from src.training.optimizer import create_optimizer
+from src.training.recipes import apply_recipe
+from src.training.run_folder import CheckpointFolder, find_resume, locked_run_folder
+from src.training.step import TrainStep
+from src.weights.checkpoint import BEST_NAME, Checkpoint, load_weights, read_checkpoint
+from src.weights.model_info import ModelInfo
 
 ZOO_GLOBAL_BATCH = 2048
 AUGMENTATIONS = ("random_crop", "crop_scale_min", "crop_aspect_max", "flip", "color_jitter", "auto_augment")
@@ -118,7 +118,7 @@ def train_and_evaluate(config: Config) -> int:
     with contextlib.ExitStack() as held:
         writes = device.rank == 0
         if writes:
-            held.enter_context(claimed(run_folder, resumed))
+            held.enter_context(locked_run_folder(run_folder, resumed))
             with atomic_write(os.path.join(run_folder, "config.json"), "w") as file:
                 file.write(config.to_json())
         history = History(run_folder, progress.rows, config.tensorboard) if writes else None

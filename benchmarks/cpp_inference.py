@@ -36,7 +36,7 @@ import numpy as np
 
 from benchmarks.machine import describe_machine
 from benchmarks.photos import draw, encode
-from src.common.cli import ArgumentParser, RunError, UsageError, parse_positive_int, run_cli
+from src.common.cli import ArgumentParser, RunError, UsageError, positive_int, run_cli
 from src.data.image_folder import read_image_folder
 from src.images.preprocess import load_image
 from src.inference.result_files import read_result, result_names
@@ -50,8 +50,8 @@ TOLERANCE = 1e-3
 def main(argv=None) -> None:
     """Build the program, make the files, measure in rounds, print the table and one line of JSON."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=parse_positive_int, default=512, help="images in each measurement")
-    parser.add_argument("--rounds", type=parse_positive_int, default=5, help="how often everything is measured")
+    parser.add_argument("--images", type=positive_int, default=512, help="images in each measurement")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="how often everything is measured")
     parser.add_argument("--onnx_path", help=f"a file of export.py for {CLASSES} classes, instead of making one")
     arguments = parser.parse_args(argv)
     cores = len(os.sched_getaffinity(0))

@@ -14,7 +14,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from benchmarks.machine import describe_machine
-from src.common.cli import ArgumentParser, RunError, UsageError, parse_positive_int, run_cli
+from src.common.cli import ArgumentParser, RunError, UsageError, positive_int, run_cli
 from src.data.digits import write_digits
 from src.launch.rank_table import write_rank_table
 
@@ -24,9 +24,9 @@ EPOCHS = 3
 def main(argv=None) -> None:
     """Alternate runs of one and of two processes, and compare their medians."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--image_size", type=parse_positive_int, default=64, help="pixels")
-    parser.add_argument("--batch_size", type=parse_positive_int, default=32, help="images a step and process")
-    parser.add_argument("--repeats", type=parse_positive_int, default=2, help="runs of each kind, alternating")
+    parser.add_argument("--image_size", type=positive_int, default=64, help="pixels")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="images a step and process")
+    parser.add_argument("--repeats", type=positive_int, default=2, help="runs of each kind, alternating")
     arguments = parser.parse_args(argv)
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:

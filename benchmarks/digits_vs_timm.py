@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.machine import describe_machine
 from scripts.quickstart import DEFAULT_EPOCHS, RECIPE
-from src.common.cli import ArgumentParser, RunError, parse_positive_int, run_cli
+from src.common.cli import ArgumentParser, RunError, positive_int, run_cli
 from src.config import Config
 from src.data.digits import write_digits
 from src.data.image_folder import read_image_folder
@@ -32,8 +32,8 @@ SETTINGS = {**RECIPE, "padding": "symmetric", "norm_eps": 1e-5, "norm_momentum":
 def main(argv=None) -> None:
     """Train alternately, and print both sides' scores and the JSON line."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=parse_positive_int, default=3, help="trainings of each side")
-    parser.add_argument("--epochs", type=parse_positive_int, default=DEFAULT_EPOCHS, help="of each training")
+    parser.add_argument("--seeds", type=positive_int, default=3, help="trainings of each side")
+    parser.add_argument("--epochs", type=positive_int, default=DEFAULT_EPOCHS, help="of each training")
     arguments = parser.parse_args(argv)
     print("machine:", describe_machine("mindspore", "torch", "timm"), flush=True)
     warmup = min(SETTINGS["warmup_epochs"], arguments.epochs)

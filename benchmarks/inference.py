@@ -39,10 +39,11 @@ from PIL import Image
 from benchmarks.machine import describe_machine
 from benchmarks.peers import create_peer, random_images, randomise
 from benchmarks.photos import draw, encode
-from src.common.cli import ArgumentParser, RunError, parse_positive_int, run_cli
+from src.common.cli import ArgumentParser, RunError, positive_int, run_cli
+from src.common.machine import count_cores
 from src.data.image_list import ImageList, find_images
 from src.images.preprocess import Preprocess, load_image
-from src.inference.classification import CANDIDATES, choose_sizes, classify, count_cores, read_crop
+from src.inference.classification import CANDIDATES, choose_sizes, classify, read_crop
 from src.inference.session import GivenSettings, OnnxModel, open_model
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -55,8 +56,8 @@ TOLERANCE = 2e-3
 def main(argv=None) -> None:
     """Make the files, measure in rounds, print the tables and one line of JSON."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=parse_positive_int, default=128, help="images in each measurement")
-    parser.add_argument("--rounds", type=parse_positive_int, default=5, help="how often everything is measured")
+    parser.add_argument("--images", type=positive_int, default=128, help="images in each measurement")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="how often everything is measured")
     arguments = parser.parse_args(argv)
     print(f"machine: {describe_machine('onnxruntime', 'torch', 'timm', 'pillow')}", flush=True)
     with tempfile.TemporaryDirectory() as folder:

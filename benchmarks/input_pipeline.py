@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.machine import describe_machine
-from src.common.cli import ArgumentParser, RunError, parse_positive_int, run_cli
+from src.common.cli import ArgumentParser, RunError, positive_int, run_cli
 
 WIDTH, HEIGHT = 500, 375
 CLASSES = 10
@@ -207,10 +207,10 @@ def report(rates: dict, single: dict, cores: int) -> dict:
 def main(argv=None) -> None:
     """Write the images, measure in turns, report."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=parse_positive_int, default=1536, help="how many JPEGs are written")
-    parser.add_argument("--batch_size", type=parse_positive_int, default=64, help="images a batch")
-    parser.add_argument("--cores", type=parse_positive_int, default=2, help="how many cores are used")
-    parser.add_argument("--repeats", type=parse_positive_int, default=5, help="passes of each pipeline, alternating")
+    parser.add_argument("--images", type=positive_int, default=1536, help="how many JPEGs are written")
+    parser.add_argument("--batch_size", type=positive_int, default=64, help="images a batch")
+    parser.add_argument("--cores", type=positive_int, default=2, help="how many cores are used")
+    parser.add_argument("--repeats", type=positive_int, default=5, help="passes of each pipeline, alternating")
     parser.add_argument("--serve", nargs=4, help="used by the program itself")
     arguments = parser.parse_args(argv)
     if arguments.serve:

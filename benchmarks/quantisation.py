@@ -18,10 +18,8 @@ import numpy as np
 import onnxruntime
 from onnxruntime.quantization import CalibrationMethod
 
-import src.runtime.device  # noqa: F401  first: it sets what MindSpore reads when it loads
 from benchmarks.machine import describe_machine
-from src.common.cli import parse_positive_int, run_cli
-from src.config import create_parser
+from src.common.cli import create_parser, positive_int, run_cli
 from src.data.image_folder import read_image_folder
 from src.data.image_list import images_below
 from src.export.exporter import CALIBRATION_IMAGES
@@ -81,10 +79,10 @@ def parse_arguments(argv=None):
     parser.add_argument("--checkpoint_path", required=True, help="the .ckpt file")
     parser.add_argument("--calibration_path", required=True, help="folder of images for int8's ranges")
     parser.add_argument("--dataset_path", required=True, help="folder of class folders to count top-1 on")
-    parser.add_argument("--batch_size", type=parse_positive_int, default=16, help="images of a timed run (default: 16)")
+    parser.add_argument("--batch_size", type=positive_int, default=16, help="images of a timed run (default: 16)")
     threads = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", type=parse_positive_int, default=threads, help="of a session (default: all cores)")
-    parser.add_argument("--rounds", type=parse_positive_int, default=20, help="timed runs of each (default: 20)")
+    parser.add_argument("--threads", type=positive_int, default=threads, help="of a session (default: all cores)")
+    parser.add_argument("--rounds", type=positive_int, default=20, help="timed runs of each (default: 20)")
     parser.add_argument("--other_ways", action="store_true", help="int8 made in other ways, too; takes minutes")
     return parser.parse_args(argv)
 

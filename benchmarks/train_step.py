@@ -19,7 +19,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from benchmarks.machine import describe_machine
-from src.common.cli import ArgumentParser, RunError, parse_positive_int, run_cli
+from src.common.cli import ArgumentParser, RunError, positive_int, run_cli
 
 # What is measured: images, pixels, whether they are trained on.
 CASES = {"step_224": (16, 224, True), "step_64": (32, 64, True), "forward_224": (16, 224, False)}
@@ -31,8 +31,8 @@ PAUSE_SECONDS = 0.3
 def main(argv=None) -> None:
     """Measure all cases, alternating, and print a table and the JSON line."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=parse_positive_int, default=15, help="measurements of each side and case")
-    parser.add_argument("--threads", type=parse_positive_int, help="of PyTorch; one for each core when left out")
+    parser.add_argument("--repeats", type=positive_int, default=15, help="measurements of each side and case")
+    parser.add_argument("--threads", type=positive_int, help="of PyTorch; one for each core when left out")
     parser.add_argument("--without_kernels", action="store_true", help="MindSpore's own operators, for comparison")
     arguments = parser.parse_args(argv)
     threads = arguments.threads or len(os.sched_getaffinity(0))

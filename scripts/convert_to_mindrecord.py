@@ -8,12 +8,9 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-# Must stand before MindSpore's first import: errors only.
-os.environ.setdefault("GLOG_v", "3")
-
 from tqdm import tqdm
 
-from src.common.cli import ArgumentParser, UsageError, parse_positive_int, run_cli
+from src.common.cli import ArgumentParser, UsageError, positive_int, run_cli
 from src.data.image_folder import read_image_folder
 from src.data.mindrecord import MindRecordFolder
 
@@ -23,7 +20,7 @@ def main(argv=None) -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset_path", help="folder of class folders; with --check the MindRecord")
     parser.add_argument("out", nargs="?", help="folder for the shards")
-    parser.add_argument("--shards", type=parse_positive_int, help="how many; of about 1 GB each when left out")
+    parser.add_argument("--shards", type=positive_int, help="how many; of about 1 GB each when left out")
     parser.add_argument("--check", action="store_true", help="read a MindRecord and compare every image's checksum")
     arguments = parser.parse_args(argv)
     if arguments.check == (arguments.out is not None):

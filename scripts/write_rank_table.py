@@ -5,13 +5,13 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from src.common.cli import ArgumentParser, UsageError, parse_positive_int, run_cli
+from src.common.cli import ArgumentParser, UsageError, positive_int, run_cli
 from src.launch.rank_table import NPU_CONFIGURATION, find_address, read_device_addresses, write_rank_table
 
 
 def main(argv=None) -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--device_num", type=parse_positive_int, default=8, help="how many devices")
+    parser.add_argument("--device_num", type=positive_int, default=8, help="how many devices")
     parser.add_argument("--first_device", type=int, default=0, help="number of the first device")
     parser.add_argument("--server_id", help="address of this server; found when left out")
     parser.add_argument("--hccn_conf", default=NPU_CONFIGURATION, help="NPU configuration with the device addresses")

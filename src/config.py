@@ -8,62 +8,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
-from src.common.cli import ArgumentParser, UsageError, parse_bool
+from src.common.cli import (
+    UsageError,
+    boolean,
+    choice,
+    fraction,
+    fraction_below_one,
+    non_negative_float,
+    non_negative_int,
+    number,
+    positive_float,
+    positive_int,
+    three_floats,
+)
 from src.images.preprocess import INTERPOLATIONS, Preprocess
 from src.lr_generator import DECAY_MODES
 from src.models.family import PADDINGS, VARIANTS
-
-
-def number(kind: type, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> Callable[[str], Any]:
-    """A reader of numbers of `kind` within [low, high], or (low, high] where `open_low`."""
-
-    def read(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (low < value if open_low else low <= value) or not value <= high:
-            bounds = [f"{'above' if open_low else 'at least'} {low:g}"] if low > -math.inf else []
-            bounds += [f"at most {high:g}"] if high < math.inf else []
-            what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"expected {what} {' and '.join(bounds)}, not '{text}'".replace("  ", " "))
-        return value
-
-    return read
-
-
-def choice(*values: str) -> Callable[[str], str]:
-    """A reader of one of `values`."""
-
-    def read(text: str) -> str:
-        if text not in values:
-            raise argparse.ArgumentTypeError(f"expected one of {', '.join(values)}, not '{text}'")
-        return text
-
-    return read
-
-
-def three_numbers(text: str) -> tuple:
-    """A reader of one number for all channels, or of three separated by commas."""
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) not in (1, 3) or not all(math.isfinite(value) for value in values):
-        raise argparse.ArgumentTypeError(f"expected a number, or three separated by commas, not '{text}'")
-    return values * 3 if len(values) == 1 else values
-
-
-count = number(int, 1)
-natural = number(int, 0)
-rate = number(float, 0, 0.99)
-share = number(float, 0, 1)
-positive = number(float, 0, open_low=True)
-non_negative = number(float, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,21 +46,30 @@ GROUPS = {
         Parameter(
             "device_target", None, choice("Ascend", "GPU", "CPU"), "device; an NPU if there is one, else the CPU"
         ),
-        Parameter("device_id", None, natural, "number of the device on this host; DEVICE_ID or 0 when left out"),
-        Parameter("kernels", True, parse_bool, "on a CPU: compute with kernels that are compiled on first use"),
-        Parameter("keep_graph", True, parse_bool, "on a CPU: keep the compiled training step for the next start"),
-        Parameter("run_distribute", False, parse_bool, "train as one rank of many; the launcher sets up the ranks"),
-        Parameter("sync_bn", False, parse_bool, "compute batch-norm statistics over all ranks, where the device can"),
-        Parameter("run_modelarts", False, parse_bool, "on ModelArts: copy images in and checkpoints out by moxing"),
+        Parameter(
+            "device_id", None, non_negative_int, "number of the device on this host; DEVICE_ID or 0 when left out"
+        ),
+        Parameter("kernels", True, boolean, "on a CPU: compute with kernels that are compiled on first use"),
+        Parameter("keep_graph", True, boolean, "on a CPU: keep the compiled training step for the next start"),
+        Parameter("run_distribute", False, boolean, "train as one rank of many; the launcher sets up the ranks"),
+        Parameter("sync_bn", False, boolean, "compute batch-norm statistics over all ranks, where the device can"),
+        Parameter("run_modelarts", False, boolean, "on ModelArts: copy images in and checkpoints out by moxing"),
         Parameter("data_url", None, str, "ModelArts: folder of the object store with the images"),
         Parameter("train_url", None, str, "ModelArts: folder of the object store for the checkpoints"),
     ),
     "network": (
         Parameter("variant", "b0", choice(*VARIANTS), "member of the family, b0 to b7"),
-        Parameter("class_num", 1000, count, "number of classes; taken from the folder when left out"),
+        Parameter("class_num", 1000, positive_int, "number of classes; taken from the folder when left out"),
         Parameter("image_size", 224, number(int, 32, 2048), "pixels, side of the input; the variant's when left out"),
-        Parameter("dropout_rate", None, rate, "dropout before the dense layer; the variant's own when left out"),
-        Parameter("drop_connect_rate", 0.2, rate, "drop-connect of the last block; grows linearly from the first"),
+        Parameter(
+            "dropout_rate", None, fraction_below_one, "dropout before the dense layer; the variant's own when left out"
+        ),
+        Parameter(
+            "drop_connect_rate",
+            0.2,
+            fraction_below_one,
+            "drop-connect of the last block; grows linearly from the first",
+        ),
         Parameter("padding", "same", choice(*PADDINGS), "same is TensorFlow's, symmetric is PyTorch's"),
         Parameter("norm_eps", 1e-3, number(float, 1e-9, 0.1), "epsilon of the batch norm"),
         Parameter("norm_momentum", 0.99, number(float, 0, 0.9999), "share of the old statistics that a step keeps"),
@@ -107,72 +79,76 @@ GROUPS = {
         ),
     ),
     "images": (
-        Parameter("batch_size", 256, count, "images a step and device"),
-        Parameter("random_crop", True, parse_bool, "random resized crop in training; off: the whole image, resized"),
+        Parameter("batch_size", 256, positive_int, "images a step and device"),
+        Parameter("random_crop", True, boolean, "random resized crop in training; off: the whole image, resized"),
         Parameter(
             "crop_scale_min", 0.08, number(float, 0.01, 1), "smallest share of the area that a random crop takes"
         ),
         Parameter("crop_aspect_max", 4 / 3, number(float, 1, 4), "most elongated random crop, either way"),
-        Parameter("flip", True, parse_bool, "random horizontal flip in training"),
-        Parameter("color_jitter", 0.4, share, "strength of random brightness, contrast and saturation; 0 is off"),
+        Parameter("flip", True, boolean, "random horizontal flip in training"),
+        Parameter("color_jitter", 0.4, fraction, "strength of random brightness, contrast and saturation; 0 is off"),
         Parameter("auto_augment", "none", choice("none", "randaugment", "autoaugment"), "learned augmentation policy"),
-        Parameter("random_erasing", 0.0, share, "probability that a rectangle of a training image is erased"),
+        Parameter("random_erasing", 0.0, fraction, "probability that a rectangle of a training image is erased"),
         Parameter("mixup", 0.0, number(float, 0, 10), "alpha of mixup, which blends pairs of images; 0 is off"),
         Parameter(
             "cutmix", 0.0, number(float, 0, 10), "alpha of cutmix, which pastes a part of another image; 0 is off"
         ),
-        Parameter("repeats", 1, count, "times that an epoch shows each image that it takes, each time augmented anew"),
+        Parameter(
+            "repeats", 1, positive_int, "times that an epoch shows each image that it takes, each time augmented anew"
+        ),
         Parameter("interpolation", "bicubic", choice(*INTERPOLATIONS), "resizing in evaluation, as Pillow computes it"),
         Parameter(
             "crop_ratio", 0.875, number(float, 0.1, 1), "image_size by the shorter side after resizing, evaluation"
         ),
-        Parameter("mean", (127.5,) * 3, three_numbers, "subtracted from pixels of 0 to 255; one number or R,G,B"),
-        Parameter("std", (127.5,) * 3, three_numbers, "divides the pixels; one number or R,G,B"),
-        Parameter("num_workers", None, count, "threads that prepare images; follows the machine when left out"),
-        Parameter("max_bad_images", 0.001, share, "share of unreadable training images above which the run fails"),
+        Parameter("mean", (127.5,) * 3, three_floats, "subtracted from pixels of 0 to 255; one number or R,G,B"),
+        Parameter("std", (127.5,) * 3, three_floats, "divides the pixels; one number or R,G,B"),
+        Parameter("num_workers", None, positive_int, "threads that prepare images; follows the machine when left out"),
+        Parameter("max_bad_images", 0.001, fraction, "share of unreadable training images above which the run fails"),
     ),
     "loss and optimiser": (
         Parameter("recipe", "zoo", choice("zoo", "timm_ra"), "named set of flags, see src/training/recipes.py"),
-        Parameter("use_label_smooth", True, parse_bool, "whether to smooth the labels"),
-        Parameter("label_smooth_factor", 0.1, rate, "probability that label smoothing takes from the true class"),
+        Parameter("use_label_smooth", True, boolean, "whether to smooth the labels"),
+        Parameter(
+            "label_smooth_factor", 0.1, fraction_below_one, "probability that label smoothing takes from the true class"
+        ),
         Parameter("opt", "rmsprop", choice("rmsprop", "sgd"), "optimiser"),
-        Parameter("opt_eps", 0.001, positive, "RMSProp's epsilon, inside the square root"),
-        Parameter("opt_decay", 0.9, rate, "RMSProp's decay of the mean square"),
-        Parameter("momentum", 0.9, rate, "momentum"),
-        Parameter("weight_decay", 1e-5, non_negative, "weight decay of convolution and dense weights"),
-        Parameter("decay_all", False, parse_bool, "decay batch-norm parameters and biases as well"),
+        Parameter("opt_eps", 0.001, positive_float, "RMSProp's epsilon, inside the square root"),
+        Parameter("opt_decay", 0.9, fraction_below_one, "RMSProp's decay of the mean square"),
+        Parameter("momentum", 0.9, fraction_below_one, "momentum"),
+        Parameter("weight_decay", 1e-5, non_negative_float, "weight decay of convolution and dense weights"),
+        Parameter("decay_all", False, boolean, "decay batch-norm parameters and biases as well"),
         Parameter("loss_scale", 1024, number(float, 1), "fixed factor on the loss, against underflow in float16"),
         Parameter("amp_level", None, choice("O0", "O1", "O2", "O3"), "mixed precision; O3 on Ascend, else O0"),
-        Parameter("clip_norm", 0.0, non_negative, "largest global norm of the gradients; 0 is no clipping"),
-        Parameter("accumulate_steps", 1, count, "batches whose mean gradient makes one update"),
-        Parameter("use_ema", False, parse_bool, "keep a moving average of the weights"),
+        Parameter("clip_norm", 0.0, non_negative_float, "largest global norm of the gradients; 0 is no clipping"),
+        Parameter("accumulate_steps", 1, positive_int, "batches whose mean gradient makes one update"),
+        Parameter("use_ema", False, boolean, "keep a moving average of the weights"),
         Parameter("ema_decay", 0.9999, number(float, 0, 0.999999, open_low=True), "decay of the moving average"),
     ),
     "learning rate": (
-        Parameter("epoch_size", 350, count, "epochs"),
-        Parameter("warmup_epochs", 2, non_negative, "epochs over which the rate rises from lr_init to lr_max"),
+        Parameter("epoch_size", 350, positive_int, "epochs"),
+        Parameter("warmup_epochs", 2, non_negative_float, "epochs over which the rate rises from lr_init to lr_max"),
         Parameter("lr_decay_mode", "liner", choice(*DECAY_MODES), "how the rate falls; liner is the zoo's linear"),
-        Parameter("lr_init", 0.0001, non_negative, "learning rate at the first step"),
-        Parameter("lr_max", 0.2, positive, "peak learning rate, for a global batch of 2048"),
-        Parameter("lr_end", 0.00001, non_negative, "learning rate at the end"),
-        Parameter("scale_lr", False, parse_bool, "scale the three rates by the global batch divided by 2048"),
+        Parameter("lr_init", 0.0001, non_negative_float, "learning rate at the first step"),
+        Parameter("lr_max", 0.2, positive_float, "peak learning fraction_below_one, for a global batch of 2048"),
+        Parameter("lr_end", 0.00001, non_negative_float, "learning rate at the end"),
+        Parameter("scale_lr", False, boolean, "scale the three rates by the global batch divided by 2048"),
     ),
     "checkpoints": (
-        Parameter("save_checkpoint", True, parse_bool, "whether to save checkpoints"),
-        Parameter("save_checkpoint_epochs", 1, count, "epochs between two checkpoints"),
-        Parameter("save_checkpoint_steps", None, count, "steps between two further checkpoints within an epoch"),
-        Parameter("keep_checkpoint_max", 5, count, "how many checkpoints are kept"),
+        Parameter("save_checkpoint", True, boolean, "whether to save checkpoints"),
+        Parameter("save_checkpoint_epochs", 1, positive_int, "epochs between two checkpoints"),
+        Parameter("save_checkpoint_steps", None, positive_int, "steps between two further checkpoints within an epoch"),
+        Parameter("keep_checkpoint_max", 5, positive_int, "how many checkpoints are kept"),
         Parameter("save_checkpoint_path", "./checkpoint", str, "folder; rank r writes to its model_r"),
         Parameter("resume", None, str, "checkpoint to go on from, or auto for the newest of this run that is whole"),
     ),
     "run": (
-        Parameter("eval_interval", 1, count, "epochs between two evaluations"),
-        Parameter("early_stop", None, count, "stop after this many evaluations without a better top-1"),
-        Parameter("tensorboard", True, parse_bool, "write TensorBoard event files beside the checkpoints"),
+        Parameter("eval_interval", 1, positive_int, "epochs between two evaluations"),
+        Parameter("early_stop", None, positive_int, "stop after this many evaluations without a better top-1"),
+        Parameter("tensorboard", True, boolean, "write TensorBoard event files beside the checkpoints"),
         Parameter("seed", 1, number(int, 0, 2**31 - 1), "seed of weights, order, augmentation and dropout"),
-        Parameter("log_interval", 50, count, "steps between two plain log lines where there is no terminal"),
+        Parameter("log_interval", 50, positive_int, "steps between two plain log lines where there is no terminal"),
         Parameter(
-            "sink_size", 100, count, "largest number of steps sent to the device at once, where it has data sink"
+            "sink_size", 100, positive_int, "largest number of steps sent to the device at once, where it has data sink"
         ),
     ),
 }
@@ -236,7 +212,7 @@ config = Config()
 """The defaults; scripts derive their own from flags."""
 
 
-def add_parameters(parser: argparse.ArgumentParser, names: Optional[Sequence[str]] = None) -> None:
+def add_parameters(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
     """Give a parser a flag for each parameter, or for those named."""
     for title, group in GROUPS.items():
         wanted = [parameter for parameter in group if names is None or parameter.name in names]
@@ -262,8 +238,3 @@ def take_parameters(arguments: argparse.Namespace) -> Config:
     result = Config(**values)
     result.check()
     return result
-
-
-def create_parser(description: str) -> ArgumentParser:
-    """A parser whose help lines show defaults only where `add_parameters` wrote them."""
-    return ArgumentParser(description=description, formatter_class=argparse.HelpFormatter)

@@ -18,9 +18,10 @@ import mindspore.dataset as ds
 import numpy as np
 from mindspore.dataset import vision
 
-from src.common.cli import RunError, describe_os_error
+from src.common.cli import RunError, describe_os_error, printable
+from src.common.machine import count_cores
 from src.common.parallel import map_in_order
-from src.data.image_folder import ImageFolder, printable, read_image_folder
+from src.data.image_folder import ImageFolder, read_image_folder
 from src.images.augment import Augmentation, augment, change_colours, draw_numbers
 from src.images.engine import find_engine
 from src.images.preprocess import ImageError, Preprocess, crop_encoded, normalise
@@ -250,9 +251,8 @@ def count_workers(devices: int = 1) -> int:
 
     A process that is bound to some of the cores (as our launcher does) has them for itself.
     """
-    all_cores = os.cpu_count() or 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else all_cores
-    if cores == all_cores:
+    cores = count_cores()
+    if cores == os.cpu_count():
         cores //= max(1, min(devices, MAX_DEVICES_ON_HOST))
     return max(1, cores)
 

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from src.common.cli import ArgumentParser, RunError, parse_positive_int, run_cli
+from src.common.cli import ArgumentParser, RunError, positive_int, run_cli
 from src.weights.model_info import ModelInfo
 from tests.support import cpp_program as cpp
 from tests.support.hard_images import bad_images, good_images
@@ -59,7 +59,7 @@ WORDS = {
 def main(argv=None) -> int:
     """Build, then run the fuzzers one after the other; exit code 1 if one of them found something."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("seconds", nargs="?", type=parse_positive_int, default=240, help="for each reader")
+    parser.add_argument("seconds", nargs="?", type=positive_int, default=240, help="for each reader")
     arguments = parser.parse_args(argv)
     compiler = find_clang()
     options = (f"-DCMAKE_CXX_COMPILER={compiler}", f"-DCMAKE_C_COMPILER={compiler.replace('++', '')}")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from src.common.cli import UsageError
-from src.config import PARAMETERS, Config, add_parameters, config, create_parser, take_parameters
+from src.common.cli import UsageError, create_parser
+from src.config import PARAMETERS, Config, add_parameters, config, take_parameters
 
 ROOT = Path(__file__).parent.parent
 # As the published model card lists them.
@@ -69,9 +69,9 @@ def test_a_flag_changes_its_parameter_and_no_other():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--batch_size", "0"], "--batch_size: expected a whole number at least 1, not '0'"),
-        (["--batch_size", "2.5"], "--batch_size: expected a whole number at least 1, not '2.5'"),
-        (["--momentum", "1"], "--momentum: expected a number at least 0 and at most 0.99, not '1'"),
+        (["--batch_size", "0"], "--batch_size: expected a whole number of at least 1, not '0'"),
+        (["--batch_size", "2.5"], "--batch_size: expected a whole number of at least 1, not '2.5'"),
+        (["--momentum", "1"], "--momentum: expected a number of at least 0 and at most 0.99, not '1'"),
         (["--lr_max", "0"], "--lr_max: expected a number above 0, not '0'"),
         (["--lr_max", "nan"], "--lr_max: expected a number above 0, not 'nan'"),
         (["--weight_decay", "-1e-5"], "--weight_decay"),
@@ -80,7 +80,7 @@ def test_a_flag_changes_its_parameter_and_no_other():
         (["--flip", "maybe"], "--flip: expected True or False, not 'maybe'"),
         (["--mean", "1,2"], "--mean: expected a number, or three separated by commas, not '1,2'"),
         (["--mean", "inf"], "--mean: expected a number, or three separated by commas, not 'inf'"),
-        (["--image_size", "16"], "--image_size: expected a whole number at least 32 and at most 2048, not '16'"),
+        (["--image_size", "16"], "--image_size: expected a whole number of at least 32 and at most 2048, not '16'"),
         (["--variant", "b8"], "--variant: expected one of b0"),
         (["--batch", "3"], "unrecognized arguments: --batch 3"),
         (["--batch_size"], "--batch_size: expected one argument"),

@@ -1,16 +1,15 @@
-"""What every script needs at its edges: errors as sentences, checked flags, files that appear whole or not at all."""
+"""What every script needs at its edges: errors as sentences, exit codes, readers of flags."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import errno
+import math
 import os
-import stat
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from typing import Callable, NoReturn, Optional
+from collections.abc import Sequence
+from typing import Any, Callable, NoReturn
 
 
 class UsageError(Exception):
@@ -37,26 +36,74 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {os.path.basename(sys.argv[0])} --help)")
 
 
-def parse_bool(text: str) -> bool:
-    """Read a flag's `True` or `False` as the model zoo's scripts write it."""
+def create_parser(description: str) -> ArgumentParser:
+    """A parser that leaves the defaults out of its help lines, for scripts that write them there themselves."""
+    return ArgumentParser(description=description, formatter_class=argparse.HelpFormatter)
+
+
+# Readers of flags, named for what they accept
+
+
+def boolean(text: str) -> bool:
+    """Read `True` or `False` as the model zoo's scripts write it."""
     value = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(str(text).lower())
     if value is None:
         raise argparse.ArgumentTypeError(f"expected True or False, not '{text}'")
     return value
 
 
-def parse_positive_int(text: str) -> int:
-    """Read a flag's whole number of at least 1."""
+def number(kind: type, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> Callable[[str], Any]:
+    """Make a reader of numbers of `kind` within [low, high], or (low, high] where `open_low`."""
+
+    def read(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low < value if open_low else low <= value) or not value <= high:
+            bounds = [f"{'above' if open_low else 'of at least'} {low:g}"] if low > -math.inf else []
+            bounds += [f"at most {high:g}"] if high < math.inf else []
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {what} {' and '.join(bounds)}, not '{text}'")
+        return value
+
+    return read
+
+
+positive_int = number(int, 1)
+non_negative_int = number(int, 0)
+positive_float = number(float, 0, open_low=True)
+non_negative_float = number(float, 0)
+fraction = number(float, 0, 1)
+fraction_below_one = number(float, 0, 0.99)
+
+
+def choice(*values: str) -> Callable[[str], str]:
+    """Make a reader of one of `values`."""
+
+    def read(text: str) -> str:
+        if text not in values:
+            raise argparse.ArgumentTypeError(f"expected one of {', '.join(values)}, not '{text}'")
+        return text
+
+    return read
+
+
+def three_floats(text: str) -> tuple[float, float, float]:
+    """Read one number for all channels, or three separated by commas."""
     try:
-        value = int(text)
+        values = tuple(float(part) for part in text.split(","))
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not '{text}'")
-    return value
+        values = ()
+    if len(values) not in (1, 3) or not all(math.isfinite(value) for value in values):
+        raise argparse.ArgumentTypeError(f"expected a number, or three separated by commas, not '{text}'")
+    return values * 3 if len(values) == 1 else values
 
 
-def run_cli(main: Callable[[Optional[Sequence[str]]], Optional[int]], argv: Optional[Sequence[str]] = None) -> int:
+# Errors as sentences
+
+
+def run_cli(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a script's `main(argv)` and turn what a user can do wrong into one sentence and an exit code.
 
     Returns:
@@ -97,53 +144,6 @@ def describe_os_error(error: OSError) -> str:
     return f"{error.filename}: {reason}" if error.filename else reason
 
 
-@contextlib.contextmanager
-def atomic_path(path: str) -> Iterator[str]:
-    """Give the name of a temporary file beside `path` and rename it to `path` when the block succeeds.
-
-    The file appears whole or not at all: the temporary file is synced before the rename, the folder after it, and an
-    exception removes the temporary file and leaves an existing `path` as it was. Missing parent folders are created.
-
-    Raises:
-        OSError: if the folder cannot be written or has no space.
-    """
-    path = os.fspath(path)
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path):
-        raise IsADirectoryError(errno.EISDIR, "it is a directory", path)
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp-" + os.path.basename(path)[-100:], dir=folder)
-    os.close(handle)
-    try:
-        yield temporary
-        # mkstemp and MindSpore's writers make files that only their owner may read.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, (stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IROTH) & ~umask)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-        sync_folder(folder)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        raise
-
-
-@contextlib.contextmanager
-def atomic_write(path: str, mode: str = "wb"):
-    """Open a file for writing that appears under its name only when the block succeeds; see `atomic_path`."""
-    with atomic_path(path) as temporary:
-        options = {} if "b" in mode else {"encoding": "utf-8"}
-        with open(temporary, mode, **options) as file:
-            yield file
-
-
-def sync_folder(folder: str) -> None:
-    """Make a rename in `folder` survive a power cut, where the file system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def printable(text: str) -> str:
+    """A name in one line that every terminal and log can show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

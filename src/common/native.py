@@ -1,13 +1,12 @@
-"""C and C++ sources compiled on first use with the machine's compiler into a cache.
+"""C and C++ sources, compiled on first use into a cache with the machine's compiler.
 
-Nobody needs a compiler: what is written in C or C++ here also exists without it, slower.
+A compiler is optional: whatever is written in C or C++ here has a slower substitute that needs none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import os
 import platform
@@ -16,9 +15,10 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from src.common.cli import atomic_path
+from src.common.files import atomic_path, locked
+from src.common.machine import cpu_flags
 
 COMPILERS = {"CC": ("C", "cc", "gcc", "clang"), "CXX": ("C++", "g++", "c++", "clang++")}
 """The environment variable that names a compiler: its language, and what is tried after it."""
@@ -62,11 +62,11 @@ def compile_library(name: str, compiler: Sequence[str], flags: Sequence[Sequence
     Raises:
         CompileError: where it cannot be compiled or kept.
     """
-    path = os.path.join(cache_folder(), f"{name}-{identity(compiler, flags, sources)}.so")
+    path = os.path.join(cache_folder(), f"{name}-{library_digest(compiler, flags, sources)}.so")
     if loads(path):
         return path
     try:
-        with lock(f"{path}.lock"):
+        with locked(f"{path}.lock", wait=True):
             # Another process may have made it while this one waited.
             if not loads(path):
                 compile_first(compiler, flags, path)
@@ -100,7 +100,7 @@ def is_private_folder(folder: str) -> bool:
     return status.st_uid == os.getuid() and not others and os.access(folder, os.W_OK)
 
 
-def identity(compiler: Sequence[str], flags: Sequence[Sequence[str]], sources: Sequence[str]) -> str:
+def library_digest(compiler: Sequence[str], flags: Sequence[Sequence[str]], sources: Sequence[str]) -> str:
     """What changes with the sources, the compiler, the flags and the processor: 32 hexadecimal digits."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=SECONDS).stdout
     parts = [version, processor().encode(), repr((list(compiler), [list(words) for words in flags])).encode()]
@@ -112,10 +112,7 @@ def identity(compiler: Sequence[str], flags: Sequence[Sequence[str]], sources: S
 
 def processor() -> str:
     """What the processor can do: a home folder may be shared by machines that differ."""
-    text = platform.machine()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        text += next((line for line in file if line.lower().startswith(("flags", "features"))), "")
-    return text
+    return " ".join([platform.machine(), *sorted(cpu_flags())])
 
 
 def loads(path: str) -> bool:
@@ -125,14 +122,6 @@ def loads(path: str) -> bool:
             ctypes.CDLL(path)
             return True
     return False
-
-
-@contextlib.contextmanager
-def lock(path: str) -> Iterator[None]:
-    """Hold a file's lock, so that processes that start together compile once; it ends with the process."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def compile_first(compiler: Sequence[str], flags: Sequence[Sequence[str]], path: str) -> None:

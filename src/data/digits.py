@@ -10,7 +10,8 @@ import tempfile
 import numpy as np
 from PIL import Image
 
-from src.common.cli import UsageError, sync_folder
+from src.common.cli import UsageError
+from src.common.files import sync_folder
 
 IMAGE_SIZE = 64
 HELD_OUT_PER_CLASS = 36

@@ -21,7 +21,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from src.common.cli import ArgumentParser, RunError, describe_os_error, parse_positive_int, run_cli
+from src.common.cli import ArgumentParser, RunError, describe_os_error, positive_int, printable, run_cli
+from src.common.machine import count_cores
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 PROGRESS_SECONDS = 0.5
@@ -195,11 +196,6 @@ def scan_image_folder(folder: ImageFolder, workers: int, terminal: bool) -> Scan
     return scan
 
 
-def printable(text: str) -> str:
-    """A name in one line that every terminal and log can show."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def report(folder: ImageFolder, scan: Scan) -> Iterator[str]:
     """The lines that say what a scan found."""
     counts = np.bincount(folder.labels, minlength=len(folder.classes))
@@ -222,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Scan a folder; exit code 1 where a file does not decode."""
     parser = ArgumentParser(prog="image_folder", description="List a labelled folder and every file that is broken.")
     parser.add_argument("folder", help="folder of class folders")
-    parser.add_argument("--num_workers", type=parse_positive_int, default=os.cpu_count() or 1, help="threads")
+    parser.add_argument("--num_workers", type=positive_int, default=count_cores(), help="threads")
     arguments = parser.parse_args(argv)
     folder = read_image_folder(arguments.folder)
     scan = scan_image_folder(folder, arguments.num_workers, sys.stderr.isatty())

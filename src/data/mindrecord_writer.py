@@ -6,7 +6,6 @@ A conversion that is stopped goes on with the shards that are not there. `src/da
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +18,8 @@ from typing import Callable
 import numpy as np
 from mindspore.mindrecord import FileWriter
 
-from src.common.cli import RunError, UsageError, describe_os_error, sync_folder
+from src.common.cli import RunError, UsageError, describe_os_error
+from src.common.files import locked, new_file_mode, sync_folder
 from src.data.image_folder import ImageFolder
 from src.data.mindrecord import (
     FORMAT,
@@ -75,7 +75,7 @@ def convert(folder: ImageFolder, out: str, shards: int | None = None, on_images:
     bounds = np.linspace(0, len(folder), shards + 1).round().astype(int)
     listing = digest(folder, shards)
     os.makedirs(out, exist_ok=True)
-    with hold(out):
+    with locked_for_writing(out):
         done = find_done(out, listing)
         check_space(out, int(sum(sizes[bounds[n] : bounds[n + 1]].sum() for n in range(shards) if n not in done)))
         for number in range(shards):
@@ -122,24 +122,20 @@ def digest(folder: ImageFolder, shards: int) -> str:
 
 
 @contextlib.contextmanager
-def hold(out: str) -> Iterator[None]:
+def locked_for_writing(out: str) -> Iterator[None]:
     """Keep a second conversion out of a folder, and remove what a killed one left.
 
     Raises:
         RunError: if one is under way.
     """
-    descriptor = os.open(out, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{out}: another conversion is writing to it") from None
-        for name in os.listdir(out):
-            if name.startswith(ASIDE):
-                shutil.rmtree(os.path.join(out, name))
-        yield
-    finally:
-        os.close(descriptor)
+        with locked(out):
+            for name in os.listdir(out):
+                if name.startswith(ASIDE):
+                    shutil.rmtree(os.path.join(out, name))
+            yield
+    except BlockingIOError:
+        raise RunError(f"{out}: another conversion is writing to it") from None
 
 
 def find_done(out: str, listing: str) -> set[int]:
@@ -195,16 +191,9 @@ def write_shard(folder: ImageFolder, indices: range, description: dict, sizes: n
         for suffix in (".db", ""):
             with open(path + suffix, "rb") as file:
                 os.fsync(file.fileno())
-            os.chmod(path + suffix, 0o666 & ~umask())
+            os.chmod(path + suffix, new_file_mode())
             os.replace(path + suffix, os.path.join(out, name + suffix))
     sync_folder(out)
-
-
-def umask() -> int:
-    """The process's umask; MindSpore's files may be read by their owner only."""
-    value = os.umask(0)
-    os.umask(value)
-    return value
 
 
 def write_images(folder: ImageFolder, indices: range, description: dict, sizes: np.ndarray, path: str) -> list[int]:

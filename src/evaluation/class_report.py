@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from src.common.cli import RunError, atomic_path, atomic_write
-from src.data.image_folder import printable
+from src.common.cli import RunError, printable
+from src.common.files import atomic_path, atomic_write
 from src.evaluation.metrics import label_ranks
 
 COLUMNS = ("label", "class", "images", "unusable", "top_1", "top_5", "top_1_accuracy", "top_5_accuracy")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Callable, Optional, Tuple
+from typing import Callable
 
 import mindspore as ms
 import numpy as np
@@ -15,9 +15,9 @@ from src.runtime.collective import count_ranks, sum_counts, sum_floats
 
 def evaluate(
     network: nn.Cell,
-    batches: Iterable[Tuple[np.ndarray, np.ndarray]],
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
     smooth_factor: float,
-    on_batch: Optional[Callable[[int], None]] = None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> Score:
     """Run a network over batches of images.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Callable, List, Tuple
+from typing import Callable
 
 import numpy as np
 
-from src.common.cli import RunError, atomic_path, atomic_write
+from src.common.cli import RunError
+from src.common.files import atomic_path, atomic_write
 from src.data.image_list import images_below
 from src.export.mindir_file import open_mindir, run_batches, write_mindspore
 from src.export.plan import Plan, normalise_all
@@ -76,7 +77,7 @@ def naming(path: str) -> Iterator[None]:
         raise
 
 
-def find_proof(plan: Plan) -> Tuple[List[str], List[str]]:
+def find_proof(plan: Plan) -> tuple[list[str], list[str]]:
     """The images to calibrate and to verify with; the second list is empty where noise will do.
 
     Raises:
@@ -91,7 +92,7 @@ def find_proof(plan: Plan) -> Tuple[List[str], List[str]]:
     return calibration, pick_evenly(others, VERIFICATION_IMAGES)
 
 
-def verify(weights: Weights, plan: Plan, proof: List[str], run: Callable[[np.ndarray], np.ndarray], say) -> None:
+def verify(weights: Weights, plan: Plan, proof: list[str], run: Callable[[np.ndarray], np.ndarray], say) -> None:
     """Compare a file's logits with those of the network that is evaluated, batch norms and all.
 
     Args:

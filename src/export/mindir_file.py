@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from typing import Callable, Optional
+from typing import Callable
 
 import mindspore as ms
 import numpy as np
@@ -29,7 +29,7 @@ class ExportedNetwork(nn.Cell):
         include_softmax: give the probabilities as well.
     """
 
-    def __init__(self, network: nn.Cell, preprocess: Optional[Preprocess], include_softmax: bool):
+    def __init__(self, network: nn.Cell, preprocess: Preprocess | None, include_softmax: bool):
         super().__init__()
         self.network = network
         self.include_softmax = include_softmax

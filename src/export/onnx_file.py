@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from typing import Callable, List
+from typing import Callable
 
 import numpy as np
 import onnx
@@ -13,6 +12,7 @@ import onnxruntime
 from onnx import ModelProto, helper
 
 from src.common.cli import RunError
+from src.common.files import file_sha256
 from src.export.onnx_graph import build_model
 from src.export.plan import Plan
 from src.export.quantisation import cpu_needs_reduced_range, quantise
@@ -28,7 +28,7 @@ LOGITS = "logits"
 
 
 def write_onnx(
-    path: str, weights: Weights, source: str, plan: Plan, calibration: List[str], say: Callable[[str], None]
+    path: str, weights: Weights, source: str, plan: Plan, calibration: list[str], say: Callable[[str], None]
 ) -> None:
     """Build a model and save it.
 
@@ -74,7 +74,7 @@ def add_metadata(model: ModelProto, source: str, plan: Plan) -> None:
         "precision": plan.precision,
         "weights": "averaged" if plan.averaged else "raw",
         "source": os.path.basename(source),
-        "source_sha256": hash_file(source),
+        "source_sha256": file_sha256(source),
         "licence": LICENCE,
     }
     if info.class_names:
@@ -82,15 +82,6 @@ def add_metadata(model: ModelProto, source: str, plan: Plan) -> None:
     model.producer_name = PRODUCER
     model.doc_string = f"EfficientNet-{info.variant.upper()}: {plan.describe()}"
     helper.set_model_props(model, entries)
-
-
-def hash_file(path: str) -> str:
-    """SHA-256 of a file in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for chunk in iter(lambda: file.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def open_onnx(path: str) -> Callable[[np.ndarray], np.ndarray]:

@@ -8,7 +8,6 @@ nothing depends on MindSpore's release. That it computes what the network comput
 from __future__ import annotations
 
 import math
-from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
@@ -36,15 +35,15 @@ class Graph:
     def __init__(self, weights: Weights, dtype: type):
         self.weights = weights
         self.dtype = dtype
-        self.nodes: List = []
-        self.constants: Dict[str, TensorProto] = {}
+        self.nodes: list = []
+        self.constants: dict[str, TensorProto] = {}
 
-    def node(self, operator: str, inputs: List[str], output: str, **attributes) -> str:
+    def node(self, operator: str, inputs: list[str], output: str, **attributes) -> str:
         """Add a node that is named like its output; returns that name."""
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 
-    def constant(self, name: str, value: Optional[np.ndarray] = None) -> str:
+    def constant(self, name: str, value: np.ndarray | None = None) -> str:
         """Add a constant as it is, or the weight of that name in the graph's type; returns the name.
 
         Raises:
@@ -58,7 +57,7 @@ class Graph:
         self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
 
-    def optional_weight(self, name: str) -> List[str]:
+    def optional_weight(self, name: str) -> list[str]:
         """The weight's name in a list, which is empty where the network has no such weight."""
         return [self.constant(name)] if name in self.weights else []
 
@@ -163,7 +162,7 @@ def add_convolution(
     stride: int = 1,
     groups: int = 1,
     activate: bool = True,
-) -> Tuple[str, int]:
+) -> tuple[str, int]:
     """Convolution, batch norm unless it is folded, and swish unless `activate` is False.
 
     Returns:
@@ -186,7 +185,7 @@ def add_convolution(
     return add_swish(graph, x, layer) if activate else x, math.ceil(size / stride)
 
 
-def convolution_pads(padding: str, kernel: int, stride: int, size: int) -> List[int]:
+def convolution_pads(padding: str, kernel: int, stride: int, size: int) -> list[int]:
     """ONNX's padding of a convolution: pixels at the top, left, bottom and right.
 
     "same" pads as little as gives ceil(size / stride) pixels, the odd one at the bottom and the right; "symmetric" pads

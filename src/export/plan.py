@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Optional
 
 import numpy as np
 
@@ -44,14 +43,14 @@ class Plan:
     info: ModelInfo
     averaged: bool = False
     fold_bn: bool = True
-    batch_size: Optional[int] = None
+    batch_size: int | None = None
     include_preprocessing: bool = False
     include_softmax: bool = False
     precision: str = "fp32"
-    calibration_path: Optional[str] = None
-    reduce_range: Optional[bool] = None
-    verify_path: Optional[str] = None
-    tolerance: Optional[float] = None
+    calibration_path: str | None = None
+    reduce_range: bool | None = None
+    verify_path: str | None = None
+    tolerance: float | None = None
 
     def __post_init__(self):
         int8 = self.precision == "int8"

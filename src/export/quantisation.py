@@ -21,13 +21,14 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from typing import Optional
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
 from onnx import ModelProto
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+from src.common.machine import cpu_flags
 
 # Everything between images and features; preprocessing and softmax are of other types.
 OPERATORS = ("Conv", "Sigmoid", "Mul", "Add", "GlobalAveragePool", "Flatten", "Gemm")
@@ -47,7 +48,7 @@ class Batches(CalibrationDataReader):
             inputs[start : start + CALIBRATION_BATCH] for start in range(0, len(inputs), CALIBRATION_BATCH)
         )
 
-    def get_next(self) -> Optional[dict]:
+    def get_next(self) -> dict | None:
         batch = next(self.batches, None)
         return None if batch is None else {"image": batch}
 
@@ -101,17 +102,11 @@ def quiet_root_logger() -> Iterator[None]:
         logging.getLogger().setLevel(level)
 
 
-def cpu_needs_reduced_range(flags: Optional[Sequence[str]] = None) -> bool:
+def cpu_needs_reduced_range(flags: frozenset[str] | None = None) -> bool:
     """Whether this CPU would overflow in products of uint8 and full int8: x86 without VNNI.
 
     Args:
-        flags: the processor's, as /proc/cpuinfo lists them; by default read from there.
+        flags: what the processor can do, see `machine.cpu_flags`; None takes this machine's.
     """
-    if flags is None:
-        try:
-            with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-                found = re.search(r"^flags\s*:(.*)$", file.read(), re.MULTILINE)
-        except OSError:
-            found = None
-        flags = found[1].split() if found else ()
-    return "sse2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
+    flags = cpu_flags() if flags is None else frozenset(flags)
+    return "sse2" in flags and not flags & {"avx512_vnni", "avx_vnni"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import List
 
 import numpy as np
 
@@ -27,7 +26,7 @@ def noise_pixels(preprocess: Preprocess) -> np.ndarray:
     return ((coarse + fine) // 2).astype(np.uint8)
 
 
-def read_pixels(paths: List[str], preprocess: Preprocess) -> np.ndarray:
+def read_pixels(paths: list[str], preprocess: Preprocess) -> np.ndarray:
     """Images as evaluation crops them: uint8 of shape (N, S, S, 3).
 
     Raises:
@@ -36,7 +35,7 @@ def read_pixels(paths: List[str], preprocess: Preprocess) -> np.ndarray:
     return np.stack([crop_encoded(read_file(path), path, preprocess) for path in paths])
 
 
-def pick_evenly(paths: List[str], count: int) -> List[str]:
+def pick_evenly(paths: list[str], count: int) -> list[str]:
     """At most `count` of the paths, spread evenly from the first to the last."""
     if len(paths) <= count:
         return list(paths)

@@ -101,7 +101,7 @@ def check_planes(planes: np.ndarray) -> None:
         raise ValueError(f"an image is three contiguous planes of uint8, not {planes.dtype} of shape {planes.shape}")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_engine() -> ImageEngine | Exception:
     """The engine, or why there is none."""
     if os.environ.get(SWITCH, "").lower() == "pillow":

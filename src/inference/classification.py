@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Dict, List, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -54,9 +53,9 @@ class ClassifiedBatch:
         errors: numbers of the others, with the sentence on each.
     """
 
-    indices: List[int]
+    indices: list[int]
     logits: np.ndarray
-    errors: Dict[int, ImageError]
+    errors: dict[int, ImageError]
 
 
 class BatchSizes:
@@ -205,8 +204,3 @@ def crop_by_pillow(data: bytes, path: str, preprocess: Preprocess) -> np.ndarray
 def describe_decoder(images: Images) -> str:
     """Who decodes so many images."""
     return describe_engine() if len(images) >= MANY_IMAGES else "decoded by Pillow"
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

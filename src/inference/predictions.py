@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import List, Tuple
 
 import numpy as np
 
-from src.data.image_folder import printable
+from src.common.cli import printable
 from src.data.imagenet import read_classes
 from src.weights.model_info import ModelInfo
 
 WIDEST_NAME = 60
 
 
-def top_classes(logits: np.ndarray, k: int) -> List[Tuple[int, float]]:
+def top_classes(logits: np.ndarray, k: int) -> list[tuple[int, float]]:
     """The k largest of a row of logits with their softmax; of equal ones the lower number comes first.
 
     Args:
@@ -32,7 +31,7 @@ def top_classes(logits: np.ndarray, k: int) -> List[Tuple[int, float]]:
     return [(int(label), float(probabilities[label])) for label in order]
 
 
-def display_names(info: ModelInfo) -> List[str]:
+def display_names(info: ModelInfo) -> list[str]:
     """A name for each class: the file's, in words where the file has ImageNet's WordNet numbers, else its number."""
     names = [info.class_name(label) for label in range(info.num_classes)]
     words = dict(read_classes()) if names[0][:1] == "n" and names[0][1:].isdigit() else {}
@@ -56,7 +55,7 @@ class Table:
         """The line above all others."""
         return f"{'image':<{self.path_width}}  rank  {'class':<{self.name_width}}  probability"
 
-    def lines(self, path: str, classes: Sequence[Tuple[int, float]]) -> Iterator[str]:
+    def lines(self, path: str, classes: Sequence[tuple[int, float]]) -> Iterator[str]:
         """The lines of an image; its name stands in the first."""
         for rank, (label, probability) in enumerate(classes, 1):
             shown = printable(path) if rank == 1 else ""
@@ -69,7 +68,7 @@ def width_of(texts: Sequence[str], title: str) -> int:
     return min(WIDEST_NAME, max([len(title), *(len(printable(text)) for text in texts)]))
 
 
-def as_json(path: str, classes: Sequence[Tuple[int, float]], info: ModelInfo) -> str:
+def as_json(path: str, classes: Sequence[tuple[int, float]], info: ModelInfo) -> str:
     """One line of JSON for an image; the class is called what the file calls it."""
     rows = [{"label": label, "class": info.class_name(label), "probability": share} for label, share in classes]
     return json.dumps({"image": path, "classes": rows})

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from src.common.cli import RunError
-from src.data.image_folder import printable
+from src.common.cli import RunError, printable
 from src.images.preprocess import ImageError
 
 PROGRESS_SECONDS = 0.5

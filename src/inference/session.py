@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from typing import Optional, Tuple
 
 import numpy as np
 import onnxruntime
@@ -41,13 +40,13 @@ class GivenSettings:
         class_names: in the order of the logits.
     """
 
-    image_size: Optional[int] = None
-    resize: Optional[int] = None
-    crop_ratio: Optional[float] = None
-    interpolation: Optional[str] = None
-    mean: Optional[Tuple[float, float, float]] = None
-    std: Optional[Tuple[float, float, float]] = None
-    class_names: Optional[Tuple[str, ...]] = None
+    image_size: int | None = None
+    resize: int | None = None
+    crop_ratio: float | None = None
+    interpolation: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self):
         if self.resize is not None and self.crop_ratio is not None:
@@ -66,7 +65,7 @@ def format_setting(value: object) -> str:
     return ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
 
 
-def read_class_names(source: str) -> Tuple[str, ...]:
+def read_class_names(source: str) -> tuple[str, ...]:
     """Class names from a text file, one a line in the order of the logits, or ImageNet's for the word `imagenet`.
 
     Raises:
@@ -110,7 +109,7 @@ class OnnxModel:
     input_name: str
     output_name: str
     input_type: type
-    fixed_batch: Optional[int]
+    fixed_batch: int | None
 
     def describe(self) -> str:
         """A line on what runs and how an image is prepared."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import sys
-from typing import Callable, Optional
+from typing import Callable
 
 from src.common.native import CompileError
 from src.kernels.build import library
@@ -55,7 +55,7 @@ class Kernels:
         return MeanKernel(self.library, channels)
 
 
-def load_kernels(threads: Optional[int] = None, say: Callable[[str], None] = print) -> Optional[Kernels]:
+def load_kernels(threads: int | None = None, say: Callable[[str], None] = print) -> Kernels | None:
     """The kernels for this machine, compiled where that has not been done; None, and one sentence, where it fails.
 
     Args:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from src.common.machine import cpu_flags
 from src.common.native import compile_library, find_compiler
 
 SOURCES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpu")
-# Instruction sets from the widest to the one that every machine has, each with what of /proc/cpuinfo it needs, which
-# are also the compiler's names, and the bytes of its vectors. "generic" is SSE2, NEON or whatever the machine has.
+# Instruction sets from the widest to the one that every machine has: the features that each needs, in the words of the
+# kernel and the compiler alike, and the bytes of a vector. "generic" is SSE2, NEON or whatever the machine has.
 LEVELS = {
     "avx512": (("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"), 64),
     "avx2": (("avx2", "fma"), 32),
@@ -21,15 +22,14 @@ FLAGS = "-std=gnu++17 -O2 -fPIC -shared -pthread -fvisibility=hidden -fno-gnu-un
 RUNTIMES = (("-static-libstdc++", "-static-libgcc"), ())
 
 
-def find_level(cpuinfo: str = "/proc/cpuinfo") -> str:
-    """The widest instruction set of this machine: "avx512", "avx2" or "generic"."""
-    try:
-        with open(cpuinfo) as file:
-            lines = [line for line in file if line.startswith("flags")]
-    except OSError:
-        lines = []
-    flags = set(lines[0].split(":", 1)[1].split()) if lines else set()
-    return next(level for level, (needed, _) in LEVELS.items() if set(needed) <= flags)
+def find_level(flags: frozenset[str] | None = None) -> str:
+    """The widest instruction set of a processor: "avx512", "avx2" or "generic".
+
+    Args:
+        flags: what the processor can do, see `machine.cpu_flags`; None takes this machine's.
+    """
+    flags = cpu_flags() if flags is None else flags
+    return next(level for level, (needed, _) in LEVELS.items() if flags.issuperset(needed))
 
 
 def compile_flags(level: str, flags: Sequence[str] = FLAGS) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import fcntl
 import glob
 import os
 import shlex
@@ -15,9 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Optional
 
 from src.common.cli import RunError, UsageError
+from src.common.files import locked
+from src.common.machine import usable_cores
 from src.launch.other_servers import OtherServers
 from src.launch.rank_table import RankTable, Server, find_server, read_rank_table
 
@@ -74,7 +74,7 @@ class Worker:
     log: str
     command: tuple[str, ...]
     variables: Mapping[str, str]
-    cores: Optional[frozenset] = None
+    cores: frozenset | None = None
 
     def describe(self) -> str:
         """The shell command that would do the same, but for the watching."""
@@ -94,7 +94,7 @@ class Plan:
     server: Server
     target: str
     ranks: tuple[Worker, ...]
-    scheduler: Optional[Worker]
+    scheduler: Worker | None
     port: int
 
     @property
@@ -112,7 +112,7 @@ class Plan:
         return "\n".join(lines + [worker.describe() for worker in self.workers])
 
 
-def main(argv: Optional[Sequence[str]] = None, program: str = os.path.join(ROOT, "train.py")) -> int:
+def main(argv: Sequence[str] | None = None, program: str = os.path.join(ROOT, "train.py")) -> int:
     """Check, start and watch; the story in the order in which it happens.
 
     Args:
@@ -218,7 +218,7 @@ def find_target(flags: Sequence[str], environment: Mapping[str, str]) -> str:
     return given or "Ascend"
 
 
-def flag_value(flags: Sequence[str], name: str) -> Optional[str]:
+def flag_value(flags: Sequence[str], name: str) -> str | None:
     """The value that train.py's parser would take for a flag, or None where it is not given."""
     value = None
     for position, flag in enumerate(flags):
@@ -277,12 +277,12 @@ def find_free_port() -> int:
         return probe.getsockname()[1]
 
 
-def share_of_cores(position: int, count: int) -> Optional[frozenset]:
+def share_of_cores(position: int, count: int) -> frozenset | None:
     """The cores of one of `count` ranks, or None where there are fewer cores than ranks.
 
     Without a share of its own every rank starts as many threads as the machine has cores, and they wait for each other.
     """
-    cores = sorted(os.sched_getaffinity(0))
+    cores = usable_cores()
     if count > len(cores):
         return None
     return frozenset(cores[len(cores) * position // count : len(cores) * (position + 1) // count])
@@ -303,16 +303,15 @@ def lock_folders(plan: Plan) -> Iterator[list[int]]:
         locks = []
         for rank in plan.ranks:
             os.makedirs(rank.folder, exist_ok=True)
-            lock = stack.enter_context(open(os.path.join(rank.folder, ".lock"), "a+"))
+            path = os.path.join(rank.folder, ".lock")
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locks.append(stack.enter_context(locked(path)))
             except BlockingIOError:
-                lock.seek(0)
-                owner = lock.read().strip()
+                with open(path) as lock:
+                    owner = lock.read().strip()
                 raise UsageError(
                     f"{rank.folder} is in use by a live run (started by process {owner}); stop it, or start elsewhere"
                 ) from None
-            locks.append(lock.fileno())
         yield locks
 
 

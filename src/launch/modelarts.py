@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sys
 import tempfile
@@ -12,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 
 from src.common.cli import RunError, UsageError
+from src.common.files import locked
 from src.config import Config
 
 FAST_DISK = "/cache"
@@ -105,8 +105,7 @@ def fetch_once(moxing, url: str, folder: str, optional: bool = False) -> bool:
     marker = os.path.join(folder, DONE)
     wanted = f"{url} for {os.environ.get('MA_CURRENT_JOB_ID', '')}"
     # The other ranks wait here until the first has copied.
-    with open(folder + ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(f"{folder}.lock", wait=True):
         if os.path.exists(marker):
             with open(marker, encoding="utf-8") as file:
                 if file.read() == wanted:

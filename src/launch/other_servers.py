@@ -10,7 +10,6 @@ import socket
 import sys
 import time
 import zlib
-from typing import Optional
 
 from src.launch.rank_table import RankTable, Server
 
@@ -64,7 +63,7 @@ class OtherServers:
         self.server_id = server.server_id
         self.master = (table.master.server_id, port)
         self.links: list[Link] = []
-        self.listener: Optional[socket.socket] = None
+        self.listener: socket.socket | None = None
         self.wants_master = len(table.servers) > 1 and server != table.master
         self.next_try = 0.0
         self.complains_at = time.monotonic() + PATIENCE_SECONDS
@@ -166,7 +165,7 @@ class OtherServers:
             self.send([other for other in self.links if other is not link], message)
         return [News(message["server"], message["signal"], message["sentence"]) for message in news]
 
-    def parse(self, line: bytes) -> Optional[dict]:
+    def parse(self, line: bytes) -> dict | None:
         """A message from its line, or None if it is none of this run's launchers."""
         try:
             message = json.loads(line)

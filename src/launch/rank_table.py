@@ -7,9 +7,9 @@ import ipaddress
 import json
 import os
 import socket
-from typing import Optional
 
-from src.common.cli import RunError, UsageError, atomic_write
+from src.common.cli import RunError, UsageError
+from src.common.files import atomic_write
 
 NPU_CONFIGURATION = "/etc/hccn.conf"
 
@@ -26,7 +26,7 @@ class RankedDevice:
 
     rank: int
     device_id: int
-    device_ip: Optional[str] = None
+    device_ip: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ def is_address(text: object) -> bool:
     return True
 
 
-def find_server(table: RankTable, server_id: Optional[str] = None) -> Server:
+def find_server(table: RankTable, server_id: str | None = None) -> Server:
     """The entry of the server that this program runs on.
 
     Args:

@@ -1,9 +1,17 @@
-"""The family as a table: the paper's seven stages and how its members scale them. Does without MindSpore."""
+"""The family as a table: one row for each member, and the rules by which a row becomes a network. Without MindSpore.
+
+Whatever walks the network (its cells, the ONNX graph, the names of its weights, the table of layers) reads these rows.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from typing import List, NamedTuple
+from typing import NamedTuple
+
+PADDINGS = ("same", "symmetric")
+"""How convolutions pad: as TensorFlow does, or as PyTorch does."""
 
 
 class Stage(NamedTuple):
@@ -26,31 +34,120 @@ STAGES = (
     Stage(6, 5, 2, 112, 192, 4),
     Stage(6, 3, 1, 192, 320, 1),
 )
-STEM_CHANNELS = 32
-HEAD_CHANNELS = 1280
-SQUEEZE_RATIO = 0.25
-PADDINGS = ("same", "symmetric")
-"""How convolutions pad: as TensorFlow does, or as PyTorch does."""
 
 
-class Variant(NamedTuple):
-    """How a member of the family is scaled, and the image size and dropout that it was published with."""
+class Block(NamedTuple):
+    """An MBConv block of a scaled network.
 
+    Attributes:
+        stage, repeat: the number of its stage and its number within the stage, both from 0.
+        expand_ratio, kernel_size, stride: as in the paper's table.
+        in_channels, out_channels: scaled.
+        squeezed_channels: between the two convolutions of squeeze-and-excitation; 0 where the block has none.
+    """
+
+    stage: int
+    repeat: int
+    expand_ratio: int
+    kernel_size: int
+    stride: int
+    in_channels: int
+    out_channels: int
+    squeezed_channels: int
+
+    @property
+    def hidden_channels(self) -> int:
+        """Channels of the depthwise convolution."""
+        return self.in_channels * self.expand_ratio
+
+    @property
+    def expands(self) -> bool:
+        """Whether a 1x1 convolution comes before the depthwise one."""
+        return self.expand_ratio != 1
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether the block's input is added to its output."""
+        return self.stride == 1 and self.in_channels == self.out_channels
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A member of the family.
+
+    Attributes:
+        name: its name in flags and file names.
+        width_coeff, depth_coeff: factors on the channel counts and on the repeats.
+        image_size: pixels, side of the images that it was published with.
+        dropout_rate: before the dense layer, as published.
+        stages: the paper's table.
+        stem_channels, head_channels: of the first convolution and of the last.
+        ends_scale: whether stem and head scale in width.
+        fixed_stages: numbers, from 0, of the stages whose repeats do not scale.
+        activation: "swish" or "relu6".
+        squeeze_ratio: squeezed channels by the block's input channels; 0 is no squeeze-and-excitation.
+    """
+
+    name: str
     width_coeff: float
     depth_coeff: float
     image_size: int
     dropout_rate: float
+    stages: tuple[Stage, ...] = STAGES
+    stem_channels: int = 32
+    head_channels: int = 1280
+    ends_scale: bool = True
+    fixed_stages: tuple[int, ...] = ()
+    activation: str = "swish"
+    squeeze_ratio: float = 0.25
+
+    @property
+    def stem_width(self) -> int:
+        """Channels of the stem."""
+        return scale_channels(self.stem_channels, self.width_coeff if self.ends_scale else 1.0)
+
+    @property
+    def head_width(self) -> int:
+        """Channels of the head, and features of an image."""
+        return scale_channels(self.head_channels, self.width_coeff if self.ends_scale else 1.0)
+
+    @property
+    def stage_repeats(self) -> tuple[int, ...]:
+        """Blocks of each stage."""
+        return tuple(
+            stage.repeats if number in self.fixed_stages else scale_repeats(stage.repeats, self.depth_coeff)
+            for number, stage in enumerate(self.stages)
+        )
+
+    @functools.cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """All blocks in order."""
+        blocks = []
+        before = self.stem_width
+        for number, (stage, repeats) in enumerate(zip(self.stages, self.stage_repeats)):
+            after = scale_channels(stage.out_channels, self.width_coeff)
+            for repeat in range(repeats):
+                stride = stage.stride if repeat == 0 else 1
+                squeezed = max(1, int(before * self.squeeze_ratio)) if self.squeeze_ratio else 0
+                blocks.append(
+                    Block(number, repeat, stage.expand_ratio, stage.kernel_size, stride, before, after, squeezed)
+                )
+                before = after
+        return tuple(blocks)
 
 
 VARIANTS = {
-    "b0": Variant(1.0, 1.0, 224, 0.2),
-    "b1": Variant(1.0, 1.1, 240, 0.2),
-    "b2": Variant(1.1, 1.2, 260, 0.3),
-    "b3": Variant(1.2, 1.4, 300, 0.3),
-    "b4": Variant(1.4, 1.8, 380, 0.4),
-    "b5": Variant(1.6, 2.2, 456, 0.4),
-    "b6": Variant(1.8, 2.6, 528, 0.5),
-    "b7": Variant(2.0, 3.1, 600, 0.5),
+    row.name: row
+    for row in (
+        Architecture("b0", 1.0, 1.0, 224, 0.2),
+        Architecture("b1", 1.0, 1.1, 240, 0.2),
+        Architecture("b2", 1.1, 1.2, 260, 0.3),
+        Architecture("b3", 1.2, 1.4, 300, 0.3),
+        Architecture("b4", 1.4, 1.8, 380, 0.4),
+        Architecture("b5", 1.6, 2.2, 456, 0.4),
+        Architecture("b6", 1.8, 2.6, 528, 0.5),
+        Architecture("b7", 2.0, 3.1, 600, 0.5),
+    )
 }
 
 
@@ -66,27 +163,6 @@ def scale_repeats(repeats: int, depth_coeff: float) -> int:
     return math.ceil(repeats * depth_coeff)
 
 
-def scaled_blocks(width_coeff: float, depth_coeff: float) -> List[Stage]:
-    """All blocks of a scaled network in order, each as a Stage with repeats 1."""
-    blocks = []
-    for stage in STAGES:
-        in_channels = scale_channels(stage.in_channels, width_coeff)
-        out_channels = scale_channels(stage.out_channels, width_coeff)
-        for repeat in range(scale_repeats(stage.repeats, depth_coeff)):
-            first = repeat == 0
-            blocks.append(
-                Stage(
-                    stage.expand_ratio,
-                    stage.kernel_size,
-                    stage.stride if first else 1,
-                    in_channels if first else out_channels,
-                    out_channels,
-                    1,
-                )
-            )
-    return blocks
-
-
 def classifier_bound(num_classes: int) -> float:
     """A new dense layer's weights are uniform within plus and minus this.
 
@@ -94,3 +170,14 @@ def classifier_bound(num_classes: int) -> float:
     classes the logits would begin with a deviation of about 2, and the first epochs would go into unlearning them.
     """
     return 1.0 / math.sqrt(max(num_classes, 1000))
+
+
+# Until the walks read the rows themselves.
+STEM_CHANNELS, HEAD_CHANNELS, SQUEEZE_RATIO = 32, 1280, 0.25
+Variant = Architecture
+
+
+def scaled_blocks(width_coeff: float, depth_coeff: float) -> list[Stage]:
+    """All blocks of a scaled network in order, each as a Stage with repeats 1."""
+    row = Architecture("", width_coeff, depth_coeff, 0, 0.0)
+    return [Stage(b.expand_ratio, b.kernel_size, b.stride, b.in_channels, b.out_channels, 1) for b in row.blocks]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import List, NamedTuple, Tuple
+from typing import NamedTuple
 
 from mindspore import nn
 
-from src.common.cli import ArgumentParser, parse_positive_int
+from src.common.cli import ArgumentParser, positive_int
 from src.models.effnet import EfficientNet, MBConv, create_network
 from src.models.family import VARIANTS
 
@@ -25,12 +25,12 @@ class Row(NamedTuple):
 
     name: str
     kind: str
-    output_shape: Tuple[int, ...]
+    output_shape: tuple[int, ...]
     parameters: int
     multiply_adds: int
 
 
-def layer_table(network: EfficientNet, image_size: int) -> List[Row]:
+def layer_table(network: EfficientNet, image_size: int) -> list[Row]:
     """The rows of a network for square images of `image_size` pixels."""
     layers = [("stem", network.stem)]
     layers += [(f"blocks.{i}", block) for i, block in enumerate(network.blocks)]
@@ -73,7 +73,7 @@ def count_multiply_adds(network: EfficientNet, image_size: int) -> int:
     return sum(row.multiply_adds for row in layer_table(network, image_size))
 
 
-def format_table(rows: List[Row]) -> str:
+def format_table(rows: list[Row]) -> str:
     """The rows and their sums as text in columns."""
     cells = [("layer", "kind", "output", "parameters", "multiply-adds")]
     for row in rows:
@@ -94,8 +94,8 @@ def main(argv=None) -> None:
     """Print the table of a variant."""
     parser = ArgumentParser(prog="python -m src.models.effnet", description="Print the network's table of layers.")
     parser.add_argument("--variant", choices=tuple(VARIANTS), default="b0", help="member of the family")
-    parser.add_argument("--image_size", type=parse_positive_int, help="pixels; the variant's when left out")
-    parser.add_argument("--class_num", type=parse_positive_int, default=1000, help="number of classes")
+    parser.add_argument("--image_size", type=positive_int, help="pixels; the variant's when left out")
+    parser.add_argument("--class_num", type=positive_int, default=1000, help="number of classes")
     arguments = parser.parse_args(argv)
     size = arguments.image_size or VARIANTS[arguments.variant].image_size
     print(f"EfficientNet-{arguments.variant.upper()}, images of {size} x {size} pixels, {arguments.class_num} classes")

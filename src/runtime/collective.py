@@ -53,7 +53,7 @@ class MeanInOneMessage(nn.Cell):
         return means
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled_sum() -> SumOverRanks:
     """One cell for all sums: it is compiled once for each length."""
     return SumOverRanks()

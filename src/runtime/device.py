@@ -1,4 +1,4 @@
-"""Which device, which rank, how many: found here, printed once, overridden by flags. Import this before MindSpore."""
+"""Which device, which rank, how many: found here, printed once, overridden by flags."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import dataclasses
 import functools
 import os
 
-# Must stand before MindSpore's first import: its C++ side reads the log level while it loads. 3 is ERROR.
-os.environ.setdefault("GLOG_v", "3")
-
 import mindspore as ms
 from mindspore import communication
 
 from src.common.cli import UsageError
+from src.common.machine import count_cores
 from src.kernels import Kernels, load_kernels
 
 TARGETS = ("Ascend", "GPU", "CPU")
@@ -45,7 +43,7 @@ class Device:
         if self.target != "CPU":
             return None
         # Ranks on CPUs share this host's cores.
-        return load_kernels(threads=max(1, len(os.sched_getaffinity(0)) // self.rank_size))
+        return load_kernels(threads=max(1, count_cores() // self.rank_size))
 
     def describe(self) -> str:
         """A sentence for the log."""

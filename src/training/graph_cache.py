@@ -25,7 +25,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from src.common.cli import atomic_write
+from src.common.files import atomic_write
 from src.common.native import CompileError, cache_folder, is_private_folder
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

@@ -7,7 +7,7 @@ import csv
 import os
 import time
 
-from src.common.cli import atomic_path, atomic_write
+from src.common.files import atomic_path, atomic_write
 
 COLUMNS = (
     "epoch",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import List
-
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
@@ -11,7 +9,7 @@ from mindspore import nn, ops
 from src.config import Config
 
 
-def group_parameters(parameters: list, weight_decay: float, decay_all: bool) -> List[dict]:
+def group_parameters(parameters: list, weight_decay: float, decay_all: bool) -> list[dict]:
     """Split parameters into those that decay and those that do not.
 
     Convolution and dense weights decay (they have two dimensions or more); batch-norm parameters and biases do not,
@@ -48,7 +46,7 @@ class KernelRMSProp(nn.RMSProp):
         kernels: `src.kernels.Kernels`.
     """
 
-    def __init__(self, groups: List[dict], kernels, **settings):
+    def __init__(self, groups: list[dict], kernels, **settings):
         super().__init__(groups, **settings)
         decays = {id(parameter): group["weight_decay"] for group in groups[:-1] for parameter in group["params"]}
         self.kernel = kernels.rmsprop(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 
-from src.common.cli import RunError, UsageError, atomic_path
+from src.common.cli import RunError, UsageError
+from src.common.files import atomic_path, locked
 from src.weights.checkpoint import (
     BEST_NAME,
     Checkpoint,
@@ -23,32 +23,6 @@ from src.weights.model_info import ModelInfo
 
 # What `atomic_path` and MindSpore's writer leave when they are killed.
 LEFTOVER = re.compile(r"\..*\.tmp-.*")
-
-
-@contextlib.contextmanager
-def locked(folder: str) -> Iterator[None]:
-    """Hold a folder for this process; the operating system lets go of it however the process ends.
-
-    Raises:
-        UsageError: if another process holds it.
-        OSError: if the folder cannot be made.
-    """
-    os.makedirs(folder, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UsageError(
-            f"another training writes to {folder}; wait for its end, "
-            "or give this one a --save_checkpoint_path of its own"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def remove_leftovers(folder: str) -> None:
@@ -74,8 +48,8 @@ def set_aside(folder: str) -> str | None:
 
 
 @contextlib.contextmanager
-def claimed(folder: str, resumed: Checkpoint | None, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Hold the folder of a run that is about to write there.
+def locked_run_folder(folder: str, resumed: Checkpoint | None, say: Callable[[str], None] = print) -> Iterator[None]:
+    """Lock the folder of a run that is about to write there.
 
     Args:
         folder: such as ./checkpoint/model_0.
@@ -83,16 +57,24 @@ def claimed(folder: str, resumed: Checkpoint | None, say: Callable[[str], None] 
         say: told of it.
 
     Raises:
-        UsageError: if another process holds it.
+        UsageError: if another process has locked it.
         OSError: if it cannot be written.
     """
-    with locked(os.path.dirname(os.path.abspath(folder))):
-        remove_leftovers(folder)
-        if resumed is None or os.path.realpath(os.path.dirname(resumed.path)) != os.path.realpath(folder):
-            aside = set_aside(folder)
-            if aside:
-                say(f"the checkpoints of an earlier run were moved to {aside}; --resume auto goes on with a run")
-        yield
+    parent = os.path.dirname(os.path.abspath(folder))
+    os.makedirs(parent, exist_ok=True)
+    try:
+        with locked(parent):
+            remove_leftovers(folder)
+            if resumed is None or os.path.realpath(os.path.dirname(resumed.path)) != os.path.realpath(folder):
+                aside = set_aside(folder)
+                if aside:
+                    say(f"the checkpoints of an earlier run were moved to {aside}; --resume auto goes on with a run")
+            yield
+    except BlockingIOError:
+        raise UsageError(
+            f"another training writes to {parent}; wait for its end, "
+            "or give this one a --save_checkpoint_path of its own"
+        ) from None
 
 
 def find_resume(resume: str, folder: str, say: Callable[[str], None] = print) -> Checkpoint | None:

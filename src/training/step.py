@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence
+from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
@@ -46,10 +46,10 @@ class TrainStep(nn.Cell):
         accumulate: int = 1,
         ema_decay: float = 0.0,
         rank_size: int = 1,
-        frozen: Optional[List[nn.Cell]] = None,
+        frozen: list[nn.Cell] | None = None,
         mean: Sequence[float] = (127.5,) * 3,
         std: Sequence[float] = (127.5,) * 3,
-        graph_folder: Optional[str] = None,
+        graph_folder: str | None = None,
     ):
         super().__init__(auto_prefix=False)
         self.network = network
@@ -77,7 +77,7 @@ class TrainStep(nn.Cell):
             self.updates = Parameter(ms.Tensor(0, ms.int32), name="ema_updates", requires_grad=False)
         self.hyper_map = ops.HyperMap()
         self.graph_folder = graph_folder
-        self.compiled_for: List[tuple] = []
+        self.compiled_for: list[tuple] = []
 
     def compile(self, *args, **kwargs):
         """Compile for inputs of these shapes, once in this process and, where graphs are kept, on this machine."""
@@ -133,7 +133,7 @@ class TrainStep(nn.Cell):
             self.hyper_map(ops.partial(_follow, 1.0 - decay), self.averages, self.averaged)
         return True
 
-    def training_parameters(self) -> Dict[str, Parameter]:
+    def training_parameters(self) -> dict[str, Parameter]:
         """Everything beside the weights and their average that the next step depends on, by name."""
         # The table of learning rates is computed from the configuration, global_step says where in it a run stands.
         weights = model_parameters(self.network)
@@ -143,7 +143,7 @@ class TrainStep(nn.Cell):
             if p.name not in weights and not p.name.startswith(EMA_PREFIX) and not p.name.startswith("learning_rate")
         }
 
-    def average_weights(self) -> Optional[Weights]:
+    def average_weights(self) -> Weights | None:
         """The moving average under the weights' names, or None where none is kept."""
         if not self.ema_decay:
             return None
@@ -155,7 +155,7 @@ class TrainStep(nn.Cell):
             for average, weight in zip(self.averages, self.averaged):
                 average.set_data(weight.value().copy())
 
-    def restore(self, training: Weights, ema: Optional[Weights]) -> List[str]:
+    def restore(self, training: Weights, ema: Weights | None) -> list[str]:
         """Set what `training_parameters` and `average_weights` gave.
 
         Returns:

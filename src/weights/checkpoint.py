@@ -19,14 +19,13 @@ import logging
 import os
 import re
 import zlib
-from typing import Dict, List, Optional, Tuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-import src.runtime.device  # noqa: F401  sets the log level before MindSpore loads
-from src.common.cli import RunError, atomic_path
+from src.common.cli import RunError
+from src.common.files import atomic_path
 from src.models.effnet import EfficientNet, create_network
 from src.models.family import VARIANTS, Variant
 from src.weights.model_info import ModelInfo
@@ -60,7 +59,7 @@ class Checkpoint:
     path: str
     info: ModelInfo
     weights: Weights
-    ema: Optional[Weights]
+    ema: Weights | None
     training: Weights
     state: dict
     described: bool = True
@@ -71,13 +70,13 @@ def checkpoint_name(variant: str, rank: int, epoch: int, step: int) -> str:
     return f"Efficientnet_{variant}-rank{rank}-{epoch}_{step}.ckpt"
 
 
-def parse_name(path: str) -> Optional[Tuple[int, int]]:
+def parse_name(path: str) -> tuple[int, int] | None:
     """Epoch and step from a file name of `checkpoint_name`, or None."""
     match = NAME_PATTERN.fullmatch(os.path.basename(path))
     return (int(match[2]), int(match[3])) if match else None
 
 
-def find_checkpoints(folder: str) -> List[str]:
+def find_checkpoints(folder: str) -> list[str]:
     """The checkpoints of a run in `folder`, newest first by epoch and step; empty where there is no such folder."""
     if not os.path.isdir(folder):
         return []
@@ -89,9 +88,9 @@ def write_checkpoint(
     path: str,
     weights: Weights,
     info: ModelInfo,
-    ema: Optional[Weights] = None,
-    training: Optional[Weights] = None,
-    state: Optional[dict] = None,
+    ema: Weights | None = None,
+    training: Weights | None = None,
+    state: dict | None = None,
 ) -> None:
     """Write a checkpoint that appears whole, with its checksum, or not at all.
 
@@ -205,7 +204,7 @@ def load_through_link(path: str) -> dict:
         return ms.load_checkpoint(link)
 
 
-def has_valid_checksum(path: str) -> Optional[bool]:
+def has_valid_checksum(path: str) -> bool | None:
     """Whether the file's CRC-32 matches; None where the file carries none, as the model zoo's do not.
 
     Raises:
@@ -238,24 +237,24 @@ class quiet_logging:
         logging.disable(self.level)
 
 
-def network_shapes(info: ModelInfo) -> Dict[str, tuple]:
+def network_shapes(info: ModelInfo) -> dict[str, tuple]:
     """Parameter names and shapes of the network that `info` describes."""
     return dict(scaled_shapes(VARIANTS[info.variant], info.num_classes))
 
 
 @functools.lru_cache(maxsize=8)
-def scaled_shapes(scaling: Variant, num_classes: int) -> Tuple[Tuple[str, tuple], ...]:
+def scaled_shapes(scaling: Variant, num_classes: int) -> tuple[tuple[str, tuple], ...]:
     """Parameter names and shapes; kept, because MindSpore takes seconds to build a large network."""
     network = EfficientNet(scaling.width_coeff, scaling.depth_coeff, num_classes=num_classes)
     return tuple((name, tuple(parameter.shape)) for name, parameter in model_parameters(network).items())
 
 
-def model_parameters(network: nn.Cell) -> Dict[str, ms.Parameter]:
+def model_parameters(network: nn.Cell) -> dict[str, ms.Parameter]:
     """Weights and batch-norm statistics by name; not the position in the random numbers."""
     return {p.name: p for p in network.get_parameters() if not p.name.endswith("random_step")}
 
 
-def check_weights(path: str, info: ModelInfo, weights: Weights, shapes: Dict[str, tuple]) -> None:
+def check_weights(path: str, info: ModelInfo, weights: Weights, shapes: dict[str, tuple]) -> None:
     """Refuse weights that are not exactly the network's.
 
     Raises:
@@ -289,7 +288,7 @@ def load_weights(network: nn.Cell, weights: Weights) -> None:
         parameter.set_data(ms.Tensor(weights[name].astype(np.float32, copy=False)))
 
 
-def load_model(path: str, ema: bool = True) -> Tuple[nn.Cell, ModelInfo]:
+def load_model(path: str, ema: bool = True) -> tuple[nn.Cell, ModelInfo]:
     """Build the network that a checkpoint describes, with its weights, in evaluation mode.
 
     Args:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import re
-from typing import Mapping, Optional, Sequence, Tuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -41,11 +41,11 @@ class Converted:
     weights: Weights
     info: ModelInfo
     origin: str
-    counters: Optional[np.ndarray] = None
+    counters: np.ndarray | None = None
     left_out: Sequence[str] = ()
 
 
-def read_source(path: str, architecture: Optional[str], averaged: bool, parameters: Config) -> Converted:
+def read_source(path: str, architecture: str | None, averaged: bool, parameters: Config) -> Converted:
     """Read a weight file of any known project and translate it.
 
     Args:
@@ -82,7 +82,7 @@ def read_source(path: str, architecture: Optional[str], averaged: bool, paramete
     return Converted(weights, info, origin, translated.counters, translated.left_out)
 
 
-def read_ours(path: str, architecture: Optional[str], averaged: bool, parameters: Config) -> Converted:
+def read_ours(path: str, architecture: str | None, averaged: bool, parameters: Config) -> Converted:
     """Read one of this project's own checkpoints."""
     if architecture:
         raise UsageError(f"--architecture is for timm's weights, but {path} is a checkpoint of this project")
@@ -94,7 +94,7 @@ def read_ours(path: str, architecture: Optional[str], averaged: bool, parameters
     return Converted(weights, checkpoint.info, origin, checkpoint.training.get(COUNTERS))
 
 
-def count_classes(classes: Optional[int], path: str, parameters: Config) -> int:
+def count_classes(classes: int | None, path: str, parameters: Config) -> int:
     """The classes of the file's classifier, or of the flag where the file has none.
 
     Raises:
@@ -115,9 +115,9 @@ def describe_source(
     texts: Mapping[str, str],
     translated: Translated,
     num_classes: int,
-    architecture: Optional[str],
-    name: Optional[str],
-) -> Tuple[ModelInfo, str]:
+    architecture: str | None,
+    name: str | None,
+) -> tuple[ModelInfo, str]:
     """What the weights expect: from the file's own text, from timm's config.json beside it, else from the table.
 
     Args:
@@ -147,8 +147,8 @@ def describe_source(
 
 
 def describe_timm(
-    path: str, variant: str, num_classes: int, architecture: Optional[str], name: Optional[str]
-) -> Tuple[ModelInfo, str]:
+    path: str, variant: str, num_classes: int, architecture: str | None, name: str | None
+) -> tuple[ModelInfo, str]:
     """What timm's weights expect. Their tensors do not say whether TensorFlow's padding goes with them: a name does.
 
     Args: those of `describe_source`.
@@ -173,7 +173,7 @@ def describe_timm(
     return info, f"timm's {match[0]}"
 
 
-def find_name(path: str, architecture: Optional[str], name: Optional[str], settings: dict) -> Tuple[str, Optional[str]]:
+def find_name(path: str, architecture: str | None, name: str | None, settings: dict) -> tuple[str, str | None]:
     """timm's name of the network, from the flag, the file itself, or what lies around it; and where it was found."""
     if architecture:
         return "--architecture is", architecture
@@ -189,7 +189,7 @@ def find_name(path: str, architecture: Optional[str], name: Optional[str], setti
     return ("the file's name says", in_path) if in_path else (f"{config_path(path)} says", in_config)
 
 
-def name_from_path(path: str) -> Optional[str]:
+def name_from_path(path: str) -> str | None:
     """timm's name of a model from a file's name on, or that of a folder of the hub's cache."""
     folders = [part for part in os.path.abspath(path).split(os.sep)[:-1] if part.startswith("models--timm--")]
     for part in [os.path.basename(path)] + folders[::-1]:

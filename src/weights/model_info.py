@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from typing import Optional, Tuple
 
 from src.common.cli import RunError
 from src.images.preprocess import Preprocess
@@ -35,7 +34,7 @@ class ModelInfo:
 
     variant: str = "b0"
     num_classes: int = 1000
-    class_names: Optional[Tuple[str, ...]] = None
+    class_names: tuple[str, ...] | None = None
     padding: str = "same"
     norm_eps: float = 1e-3
     preprocess: Preprocess = dataclasses.field(default_factory=Preprocess)
@@ -76,7 +75,7 @@ class ModelInfo:
                 if here != there:
                     raise RunError(f"{root}: class {label} is '{here}', but {source} was trained with '{there}'")
 
-    def to_json(self, indent: Optional[int] = None) -> str:
+    def to_json(self, indent: int | None = None) -> str:
         """The info as JSON text."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, ensure_ascii=False, indent=indent)
 

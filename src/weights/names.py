@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Callable, Dict, List, Mapping, Optional, Tuple
+from collections.abc import Mapping
+from typing import Callable
 
 import numpy as np
 
 from src.common.cli import RunError
 from src.models.family import HEAD_CHANNELS, STAGES, VARIANTS, scale_channels, scale_repeats
 
-Weights = Dict[str, np.ndarray]
-Block = Callable[[int, int, bool], Dict[str, str]]
+Weights = dict[str, np.ndarray]
+Block = Callable[[int, int, bool], dict[str, str]]
 
 TORCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 MINDSPORE_NORM = {name: name for name in TORCH_NORM}
@@ -43,15 +44,15 @@ class Layout:
 
     title: str
     mark: str
-    stem: Tuple[str, str]
-    head: Tuple[str, str]
+    stem: tuple[str, str]
+    head: tuple[str, str]
     classifier: str
     block: Block
     norm: Mapping[str, str]
     unused: str
 
 
-def timm_block(stage: int, repeat: int, expands: bool) -> Dict[str, str]:
+def timm_block(stage: int, repeat: int, expands: bool) -> dict[str, str]:
     """timm's parts: in the first stage `conv_pw` is the projection, elsewhere the expansion."""
     parts = (
         ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
@@ -61,20 +62,20 @@ def timm_block(stage: int, repeat: int, expands: bool) -> Dict[str, str]:
     return name_parts(f"blocks.{stage}.{repeat}", parts, "se.conv_reduce", "se.conv_expand")
 
 
-def torchvision_block(stage: int, repeat: int, expands: bool) -> Dict[str, str]:
+def torchvision_block(stage: int, repeat: int, expands: bool) -> dict[str, str]:
     """torchvision's parts are numbered in order, so a block without expansion starts one lower."""
     first = 0 if expands else -1
     parts = tuple(f"{first + i}.{j}" for i in (0, 1, 3) for j in (0, 1))
     return name_parts(f"features.{stage + 1}.{repeat}.block", parts, f"{first + 2}.fc1", f"{first + 2}.fc2")
 
 
-def zoo_block(stage: int, repeat: int, expands: bool) -> Dict[str, str]:
+def zoo_block(stage: int, repeat: int, expands: bool) -> dict[str, str]:
     """The MindSpore model zoo's parts."""
     parts = tuple(f"{name}_conv.{j}" for name in ("expand", "depth_wise", "project") for j in (0, 1))
     return name_parts(f"blocks.{stage}.layers.{repeat}", parts, "se.se.1", "se.se.3")
 
 
-def mindcv_block(stage: int, repeat: int, expands: bool) -> Dict[str, str]:
+def mindcv_block(stage: int, repeat: int, expands: bool) -> dict[str, str]:
     """MindCV's parts are numbered in order, activations counted."""
     first = 0 if expands else -3
     parts = tuple(str(first + i) for i in (0, 1, 3, 4, 7, 8))
@@ -82,7 +83,7 @@ def mindcv_block(stage: int, repeat: int, expands: bool) -> Dict[str, str]:
     return name_parts(f"features.{stage + 3}.{repeat}.block", parts, squeeze + "reduce", squeeze + "expand")
 
 
-def name_parts(prefix: str, parts: tuple, reduce: str, expand: str) -> Dict[str, str]:
+def name_parts(prefix: str, parts: tuple, reduce: str, expand: str) -> dict[str, str]:
     """Our names of a block's parts to theirs, which come as convolution and norm of expand, depthwise, project."""
     ours = [f"{part}.{kind}" for part in ("expand", "depthwise", "project") for kind in ("conv", "norm")]
     names = dict(zip(ours, parts))
@@ -143,7 +144,7 @@ LAYOUTS = {
 }
 
 
-def recognise(names) -> Optional[Layout]:
+def recognise(names) -> Layout | None:
     """The layout whose stem is among the names, or None."""
     for layout in LAYOUTS.values():
         if any(re.fullmatch(layout.mark, name) for name in names):
@@ -151,7 +152,7 @@ def recognise(names) -> Optional[Layout]:
     return None
 
 
-def parameter_names(layout: Layout, variant: str) -> Dict[str, str]:
+def parameter_names(layout: Layout, variant: str) -> dict[str, str]:
     """Our parameter names of a variant to the layout's, in the order of our network's layers."""
     names = {}
     add_norm(names, layout, "stem", layout.stem)
@@ -174,7 +175,7 @@ def parameter_names(layout: Layout, variant: str) -> Dict[str, str]:
     return names
 
 
-def add_norm(names: Dict[str, str], layout: Layout, ours: str, theirs: Tuple[str, str]) -> None:
+def add_norm(names: dict[str, str], layout: Layout, ours: str, theirs: tuple[str, str]) -> None:
     """Add the names of a convolution and its norm."""
     names[f"{ours}.conv.weight"] = f"{theirs[0]}.weight"
     names.update({f"{ours}.norm.{our}": f"{theirs[1]}.{their}" for our, their in layout.norm.items()})
@@ -195,11 +196,11 @@ class Translated:
     layout: Layout
     variant: str
     weights: Weights
-    counters: Optional[np.ndarray]
-    left_out: List[str]
+    counters: np.ndarray | None
+    left_out: list[str]
 
     @property
-    def num_classes(self) -> Optional[int]:
+    def num_classes(self) -> int | None:
         """The width of the classifier, None without one."""
         return int(self.weights[CLASSIFIER[1]].size) if CLASSIFIER[1] in self.weights else None
 
@@ -265,7 +266,7 @@ def to_ours(entries: Weights, source: str) -> Translated:
     return Translated(layout, variant, weights, read_counters(entries, counters, source), left_out)
 
 
-def to_theirs(layout: Layout, variant: str, weights: Weights, counters: Optional[np.ndarray] = None) -> Weights:
+def to_theirs(layout: Layout, variant: str, weights: Weights, counters: np.ndarray | None = None) -> Weights:
     """Rename our parameters to a layout's.
 
     Args:
@@ -279,13 +280,13 @@ def to_theirs(layout: Layout, variant: str, weights: Weights, counters: Optional
     return entries
 
 
-def counter_names(names: Dict[str, str]) -> List[str]:
+def counter_names(names: dict[str, str]) -> list[str]:
     """The names of PyTorch's `COUNTERS` beside those of the running means; empty for layouts that are not PyTorch's."""
     ending = "running_mean"
     return [their[: -len(ending)] + COUNTERS for their in names.values() if their.endswith(f".{ending}")]
 
 
-def read_counters(entries: Weights, names: List[str], source: str) -> Optional[np.ndarray]:
+def read_counters(entries: Weights, names: list[str], source: str) -> np.ndarray | None:
     """The counters in the order of `names`, 0 for one that is missing; None without any."""
     if not any(name in entries for name in names):
         return None
@@ -308,11 +309,11 @@ def as_float32(value, name: str, source: str) -> np.ndarray:
     return value
 
 
-def count(names: List[str]) -> str:
+def count(names: list[str]) -> str:
     """`1 entry`, `2 entries`."""
     return f"{len(names)} {'entry' if len(names) == 1 else 'entries'}"
 
 
-def list_names(names: List[str], shown: int = 10) -> str:
+def list_names(names: list[str], shown: int = 10) -> str:
     """The names for a sentence; of very many the first."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} others" if len(names) > shown else "")

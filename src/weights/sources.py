@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Mapping, Tuple
+from collections.abc import Mapping
 
 from src.data.imagenet import class_names_for
 from src.images.preprocess import Preprocess
@@ -31,11 +31,11 @@ class Source:
     title: str
     layout: Layout
     padding: str
-    norm_eps: Tuple[float, ...]
-    images: Tuple[Tuple[int, int], ...]
+    norm_eps: tuple[float, ...]
+    images: tuple[tuple[int, int], ...]
     interpolation: str = "bicubic"
-    mean: Tuple[float, ...] = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-    std: Tuple[float, ...] = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+    mean: tuple[float, ...] = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+    std: tuple[float, ...] = (0.229 * 255, 0.224 * 255, 0.225 * 255)
     special: Mapping[str, dict] = dataclasses.field(default_factory=dict)
 
     def describe(self, variant: str, num_classes: int, name: str = "") -> ModelInfo:

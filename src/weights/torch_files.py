@@ -7,11 +7,12 @@ import json
 import os
 import pickle
 import warnings
-from typing import Dict, Mapping, Optional, Tuple
+from collections.abc import Mapping
 
 import numpy as np
 
-from src.common.cli import RunError, atomic_path
+from src.common.cli import RunError
+from src.common.files import atomic_path
 from src.weights.names import Weights
 
 # Where training programs keep the weights within their checkpoints: timm's names, torchvision's.
@@ -25,7 +26,7 @@ WRAPPER = "module."
 MAX_HEADER = 100_000_000
 
 
-def read_safetensors(path: str) -> Tuple[Weights, Dict[str, str]]:
+def read_safetensors(path: str) -> tuple[Weights, dict[str, str]]:
     """All tensors of a .safetensors file, and its texts.
 
     Raises:
@@ -81,7 +82,7 @@ def write_safetensors(path: str, tensors: Weights, texts: Mapping[str, str]) -> 
         save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, temporary, dict(texts))
 
 
-def read_pth(path: str, averaged: bool) -> Tuple[Weights, Optional[str]]:
+def read_pth(path: str, averaged: bool) -> tuple[Weights, str | None]:
     """The tensors of a file that `torch.save` wrote: a state dict, or a training checkpoint with one inside.
 
     Only tensors and plain values are unpickled, so a file that would run code is refused before it does.

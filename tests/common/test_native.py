@@ -80,11 +80,11 @@ def test_a_changed_source_is_another_file(cache, source):
 
 
 def test_compiler_flags_and_processor_make_another_name(source, monkeypatch):
-    before = native.identity(["cc"], [FLAGS], [str(source)])
-    assert native.identity(["cc", "-DX"], [FLAGS], [str(source)]) != before
-    assert native.identity(["cc"], [FLAGS, []], [str(source)]) != before
+    before = native.library_digest(["cc"], [FLAGS], [str(source)])
+    assert native.library_digest(["cc", "-DX"], [FLAGS], [str(source)]) != before
+    assert native.library_digest(["cc"], [FLAGS, []], [str(source)]) != before
     monkeypatch.setattr(native, "processor", lambda: "another")
-    assert native.identity(["cc"], [FLAGS], [str(source)]) != before
+    assert native.library_digest(["cc"], [FLAGS], [str(source)]) != before
 
 
 def test_a_damaged_file_in_the_cache_is_made_anew(cache, source, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from mindspore import Tensor, ops
 
 from src.common import native
+from src.common.machine import cpu_flags
 from src.config import Config
 from src.kernels import build, load_kernels
 from src.kernels.operators import padded
@@ -432,13 +433,13 @@ def test_wrong_calls_are_refused(library):
 )
 def test_level_is_the_widest_that_the_processor_has(tmp_path, flags, level):
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbogomips\t: 1\n")
-    assert build.find_level(tmp_path / "cpuinfo") == level
+    assert build.find_level(cpu_flags(tmp_path / "cpuinfo")) == level
 
 
 def test_other_machines_have_the_generic_level(tmp_path):
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd\n")
-    assert build.find_level(tmp_path / "cpuinfo") == "generic"
-    assert build.find_level(tmp_path / "nothing") == "generic"
+    assert build.find_level(cpu_flags(tmp_path / "cpuinfo")) == "generic"
+    assert build.find_level(cpu_flags(tmp_path / "nothing")) == "generic"
 
 
 @pytest.fixture

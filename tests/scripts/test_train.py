@@ -15,6 +15,7 @@ from PIL import Image
 
 import train
 from src.common.cli import RunError, run_cli
+from src.common.files import locked
 from src.config import Config
 from src.data.image_folder import read_image_folder
 from src.dataset import BadImages, create_training_stream, training_order
@@ -22,7 +23,6 @@ from src.images.preprocess import Preprocess
 from src.models.effnet import create_network
 from src.runtime.device import Device
 from src.training.loop import network_weights
-from src.training.run_folder import locked
 from src.weights.checkpoint import read_checkpoint, read_entries, write_checkpoint
 from src.weights.model_info import ModelInfo
 from tests.support.training_runs import (

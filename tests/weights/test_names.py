@@ -41,7 +41,7 @@ def meta_peer(create):
         return create()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def published_peer(source, variant):
     return meta_peer(lambda: create_peer(source, variant))
 
