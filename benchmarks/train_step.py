@@ -47,7 +47,7 @@ def compare(threads: int, arguments, environment: dict) -> None:
     kernels = str(int(not arguments.without_kernels))
     start = Side("own", [*shapes["step_224"], kernels], environment)
     print(f"first start: prepared after {start.prepared:.1f} s, then first step {start.first:.1f} s", flush=True)
-    peak_at_start = start.close()
+    start.close()
     result = {"first_step_s": round(start.first, 1)}
     for name, (images, pixels, training) in CASES.items():
         sides = [Side("own", [*shapes[name], kernels], environment)]
@@ -57,9 +57,6 @@ def compare(threads: int, arguments, environment: dict) -> None:
         own, peer = (statistics.median(values) for values in times)
         result[name] = round(own / peer, 3)
         if name == "step_224":
-            result["second_start_s"] = round(sides[0].first, 1)
-            # Compiling a graph takes more memory than reading it.
-            memory[0] = max(memory[0], peak_at_start)
             result["peak_memory"] = round(memory[0] / memory[1], 3)
         what = f"{'training step' if training else 'evaluation'} of {images} x {pixels} x {pixels}"
         for side, values, peak in zip(sides, times, memory):
@@ -68,7 +65,7 @@ def compare(threads: int, arguments, environment: dict) -> None:
                 f"fastest {min(values) * 1e3:.0f} ms, first {side.first:.1f} s, peak memory {peak:.0f} MB",
                 flush=True,
             )
-    order = ("step_224", "step_64", "forward_224", "peak_memory", "first_step_s", "second_start_s")
+    order = ("step_224", "step_64", "forward_224", "peak_memory", "first_step_s")
     print(json.dumps({name: result[name] for name in order}))
 
 
@@ -156,7 +153,6 @@ def prepare_own(images: int, pixels: int, training: bool, with_kernels: int):
     from src.config import Config
     from src.loss import CrossEntropySmooth
     from src.models.effnet import create_network
-    from src.training.graph_cache import find_graph_folder
     from src.training.optimizer import create_optimizer
     from src.training.step import TrainStep
 
@@ -172,7 +168,7 @@ def prepare_own(images: int, pixels: int, training: bool, with_kernels: int):
     rates = np.full(100000, 1e-3, np.float32)
     optimizer = create_optimizer(network.trainable_params(), rates, Config(), kernels)
     loss = CrossEntropySmooth(0.1, CLASSES)
-    step = TrainStep(network, loss, optimizer, graph_folder=find_graph_folder()).set_train()
+    step = TrainStep(network, loss, optimizer).set_train()
     return describe, lambda: step(x, y).asnumpy()
 
 

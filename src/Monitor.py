@@ -24,6 +24,7 @@ class Monitor:
 
     def __init__(
         self,
+        *,
         steps_per_epoch: int,
         epochs: int,
         learning_rates: np.ndarray,

@@ -1,5 +1,6 @@
 """Parameters: the model card's names and defaults, flags that are checked, and help."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from src.common.cli import UsageError, create_parser
-from src.config import PARAMETERS, Config, add_parameters, config, take_parameters
+from src.config import PARAMETERS, Config, add_parameters, config, path_parameters, take_parameters
 
 ROOT = Path(__file__).parent.parent
 # As the published model card lists them.
@@ -83,6 +84,7 @@ def test_a_flag_changes_its_parameter_and_no_other():
         (["--image_size", "16"], "--image_size: expected a whole number of at least 32 and at most 2048, not '16'"),
         (["--variant", "b8"], "--variant: expected one of b0"),
         (["--batch", "3"], "unrecognized arguments: --batch 3"),
+        (["--keep_graph", "False"], "--keep_graph is gone: compiled training steps are no longer kept; leave it out"),
         (["--batch_size"], "--batch_size: expected one argument"),
         (["--std", "0"], "--std must be above 0"),
         (["--epoch_size", "1"], "--warmup_epochs 2 is more than --epoch_size 1"),
@@ -142,3 +144,24 @@ def test_preprocessing_follows_size_ratio_and_statistics():
     preprocess = Config(image_size=300, crop_ratio=0.904, interpolation="bilinear", mean=(1.0, 2.0, 3.0)).preprocess
     assert (preprocess.image_size, preprocess.resize, preprocess.interpolation) == (300, 332, "bilinear")
     assert (preprocess.mean, preprocess.std) == ((1.0, 2.0, 3.0), (127.5, 127.5, 127.5))
+
+
+def test_what_is_known_of_a_flag_stands_with_it():
+    assert path_parameters() == (
+        "dataset_path", "eval_dataset_path", "pretrained", "save_checkpoint_path", "resume"
+    )  # fmt: skip
+    assert not PARAMETERS["lr_max"].resumable and PARAMETERS["num_workers"].resumable
+    assert {name for name, parameter in PARAMETERS.items() if parameter.by_launcher} == {
+        "dataset_path", "device_id", "run_distribute"
+    }  # fmt: skip
+
+
+def test_a_part_has_the_parameters_of_its_fields():
+    @dataclasses.dataclass
+    class Part:
+        momentum: float
+        seed: int
+        rank: int
+
+    assert Config(momentum=0.5, seed=3).part(Part, rank=2) == Part(0.5, 3, 2)
+    assert Config(momentum=0.5).part(Part, momentum=0.1, rank=0) == Part(0.1, 1, 0)

@@ -27,7 +27,7 @@ from src.dataset import (
 )
 from src.images.preprocess import ImageError, Preprocess, load_image
 from src.runtime.device import prepare_device
-from src.training.step import TrainStep
+from src.training.step import StepSettings, TrainStep
 
 SIDE = 32
 SMALL = Preprocess.for_image_size(SIDE)
@@ -155,9 +155,8 @@ class TestTraining:
         pixels = batches(create_dataset(folder, True, 8, preprocess=SMALL, normalised=False))
         # MindSpore lets the device be chosen before it first computes, and other tests choose it.
         prepare_device("CPU")
-        step = TrainStep(
-            nn.Dense(1, 1), None, nn.SGD(nn.Dense(1, 1).trainable_params()), mean=SMALL.mean, std=SMALL.std
-        )
+        settings = StepSettings(mean=SMALL.mean, std=SMALL.std)
+        step = TrainStep(nn.Dense(1, 1), None, nn.SGD(nn.Dense(1, 1).trainable_params()), settings)
         for (images, _), (planes, _) in zip(floats, pixels):
             assert planes.dtype == np.uint8
             np.testing.assert_allclose(step.normalise(ms.Tensor(planes)).asnumpy(), images, rtol=0, atol=1e-6)

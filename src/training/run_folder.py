@@ -106,24 +106,27 @@ class CheckpointFolder:
 
     Args:
         folder: such as ./checkpoint/model_0.
-        keep: how many are kept, beside the best.
+        keep: how many checkpoints stay beside best.ckpt.
         info: what the weights expect.
         rank: part of the file names.
+        run: what a resumed run compares with beside its progress: the parameters and the number of ranks.
     """
 
-    def __init__(self, folder: str, keep: int, info: ModelInfo, rank: int):
+    def __init__(self, folder: str, *, keep: int, info: ModelInfo, rank: int, run: dict):
         self.folder = folder
         self.keep = keep
         self.info = info
         self.rank = rank
+        self.run = run
 
-    def save(self, epoch: int, step: int, is_best: bool, weights, ema, training, state: dict) -> str:
+    def save(self, epoch: int, step: int, is_best: bool, weights, ema, training, progress: dict) -> str:
         """Write a checkpoint and then remove those beyond `keep`.
 
         Args:
             epoch, step: the number of the epoch, from 1, and of the step within it.
-            is_best: keep it as best.ckpt too.
-            weights, ema, training, state: those of `Checkpoint`.
+            is_best: write it as best.ckpt too.
+            weights, ema, training: those of `Checkpoint`.
+            progress: `Progress` as plain JSON types.
 
         Returns:
             str, its path.
@@ -132,15 +135,13 @@ class CheckpointFolder:
             OSError, RunError: if it could not be written; earlier ones are intact.
         """
         path = os.path.join(self.folder, checkpoint_name(self.info.variant, self.rank, epoch, step))
+        # best.ckpt first, so that a run killed between the two repeats the epoch and saves both.
+        written = os.path.join(self.folder, BEST_NAME) if is_best else path
+        write_checkpoint(written, weights, self.info, ema, training, {"progress": progress, **self.run})
         if is_best:
-            # First, so that a run killed between the two repeats the epoch and saves both.
-            best = os.path.join(self.folder, BEST_NAME)
-            write_checkpoint(best, weights, self.info, ema, training, state)
             with atomic_path(path) as temporary:
-                shutil.copyfile(best, temporary)
-        else:
-            write_checkpoint(path, weights, self.info, ema, training, state)
-        # Later ones are there when the run was sent back to an earlier one; they are not what `keep` counts.
+                shutil.copyfile(written, temporary)
+        # A run that was sent back to an earlier checkpoint finds later ones, which `keep` does not count.
         reached = [old for old in find_checkpoints(self.folder) if parse_name(old) <= (epoch, step)]
         for old in reached[self.keep :]:
             os.remove(old)

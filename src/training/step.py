@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import mindspore as ms
@@ -9,12 +10,33 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, nn, ops
 
 from src.runtime.collective import MeanInOneMessage
-from src.training.graph_cache import compile_once
 from src.weights.checkpoint import EMA_PREFIX, Weights, model_parameters
 
 # The warm-up of the moving average's decay, (1 + t) / (10 + t) after t updates, is TensorFlow's
 # ExponentialMovingAverage(num_updates=t): the average follows closely at first and is useful in short runs too.
 EMA_WARMUP = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """How a step is computed.
+
+    Attributes:
+        loss_scale: fixed factor on the loss while gradients are computed.
+        clip_norm: largest global norm of the gradients; 0 clips nothing.
+        accumulate_steps: batches whose mean gradient makes one update.
+        ema_decay: decay of the weights' moving average; 0 keeps none.
+        rank_size: ranks over which gradients are averaged.
+        mean, std: of each channel, in units of 0 to 255, for pixels that arrive as uint8.
+    """
+
+    loss_scale: float = 1.0
+    clip_norm: float = 0.0
+    accumulate_steps: int = 1
+    ema_decay: float = 0.0
+    rank_size: int = 1
+    mean: tuple[float, float, float] = (127.5,) * 3
+    std: tuple[float, float, float] = (127.5,) * 3
 
 
 class TrainStep(nn.Cell):
@@ -24,14 +46,8 @@ class TrainStep(nn.Cell):
         network: images to logits.
         loss: (logits, labels) to a float32 scalar.
         optimizer: holds the trainable parameters; its own loss_scale must be 1, gradients arrive unscaled.
-        loss_scale: fixed factor on the loss while gradients are computed.
-        clip_norm: largest global norm of the gradients; 0 is no clipping.
-        accumulate: micro-batches whose mean gradient makes one update.
-        ema_decay: decay of the weights' moving average; 0 keeps none.
-        rank_size: ranks over which gradients are averaged.
+        settings: how the step is computed; None takes the defaults.
         frozen: cells of the network that stay in evaluation mode.
-        mean, std: of each channel, in units of 0 to 255, for pixels that arrive as uint8.
-        graph_folder: where compiled graphs are kept for the next start; None keeps none.
 
     Inputs: images (N, 3, H, W), normalised or uint8, and labels as `loss` takes them. Outputs: the unscaled loss.
     """
@@ -41,34 +57,32 @@ class TrainStep(nn.Cell):
         network: nn.Cell,
         loss: nn.Cell,
         optimizer: nn.Optimizer,
-        loss_scale: float = 1.0,
-        clip_norm: float = 0.0,
-        accumulate: int = 1,
-        ema_decay: float = 0.0,
-        rank_size: int = 1,
-        frozen: list[nn.Cell] | None = None,
-        mean: Sequence[float] = (127.5,) * 3,
-        std: Sequence[float] = (127.5,) * 3,
-        graph_folder: str | None = None,
+        settings: StepSettings | None = None,
+        *,
+        frozen: Sequence[nn.Cell] = (),
     ):
         super().__init__(auto_prefix=False)
+        settings = settings or StepSettings()
         self.network = network
         self.loss = loss
         self.optimizer = optimizer
         self.weights = optimizer.parameters
-        self.loss_scale = float(loss_scale)
-        self.clip_norm = float(clip_norm)
-        self.accumulate = accumulate
-        self.ema_decay = float(ema_decay)
-        self.frozen = frozen or []
-        self.mean, self.std = (ms.Tensor(np.array(values, np.float32).reshape(1, 3, 1, 1)) for values in (mean, std))
+        self.loss_scale = float(settings.loss_scale)
+        self.clip_norm = float(settings.clip_norm)
+        self.accumulate = settings.accumulate_steps
+        self.ema_decay = float(settings.ema_decay)
+        self.frozen = list(frozen)
+        self.mean, self.std = (
+            ms.Tensor(np.array(values, np.float32).reshape(1, 3, 1, 1)) for values in (settings.mean, settings.std)
+        )
         self.gradients_of = ops.value_and_grad(self.scaled_loss, None, self.weights)
-        self.reduce = create_reducer(self.weights, rank_size) if rank_size > 1 else ops.identity
+        ranks = settings.rank_size
+        self.reduce = create_reducer(self.weights, ranks) if ranks > 1 else ops.identity
         self.loss_sum = Parameter(ms.Tensor(0.0, ms.float32), name="loss_sum", requires_grad=False)
-        if accumulate > 1:
+        if self.accumulate > 1:
             self.gradient_sums = self.weights.clone(prefix="gradient_sum", init="zeros")
             self.micro_step = Parameter(ms.Tensor(0, ms.int32), name="micro_step", requires_grad=False)
-        if ema_decay:
+        if self.ema_decay:
             averaged = list(model_parameters(network).values())
             self.averaged = ParameterTuple(averaged)
             self.averages = ParameterTuple(
@@ -76,17 +90,6 @@ class TrainStep(nn.Cell):
             )
             self.updates = Parameter(ms.Tensor(0, ms.int32), name="ema_updates", requires_grad=False)
         self.hyper_map = ops.HyperMap()
-        self.graph_folder = graph_folder
-        self.compiled_for: list[tuple] = []
-
-    def compile(self, *args, **kwargs):
-        """Compile for inputs of these shapes, once in this process and, where graphs are kept, on this machine."""
-        inputs = tuple((tensor.shape, tensor.dtype) for tensor in args)
-        if self.graph_folder is None or kwargs or inputs in self.compiled_for:
-            super().compile(*args, **kwargs)
-        else:
-            compile_once(self, args, self.graph_folder, lambda: super(TrainStep, self).compile(*args))
-            self.compiled_for.append(inputs)
 
     def set_train(self, mode: bool = True):
         """Switch to training mode; frozen cells stay in evaluation mode."""
@@ -217,3 +220,8 @@ def create_reducer(weights: ParameterTuple, rank_size: int) -> nn.Cell:
     if ms.get_context("device_target") == "CPU":
         return MeanInOneMessage([weight.shape for weight in weights], rank_size)
     return nn.DistributedGradReducer(weights, True, rank_size)
+
+
+def network_weights(network: nn.Cell) -> Weights:
+    """The weights and batch-norm statistics by name."""
+    return {name: parameter.asnumpy() for name, parameter in model_parameters(network).items()}

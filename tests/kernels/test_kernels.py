@@ -22,7 +22,7 @@ from src.loss import CrossEntropySmooth
 from src.models.effnet import EfficientNet
 from src.models.layers import ConvNormActivation, PositionMean, SqueezeExcitation
 from src.training.optimizer import create_optimizer
-from src.training.step import TrainStep
+from src.training.step import StepSettings, TrainStep
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 LEVELS = list(build.LEVELS)
@@ -392,7 +392,7 @@ def test_frozen_parts_and_micro_batches_work_with_kernels(kernels):
         weights = network.trainable_params()
         optimizer = create_optimizer(weights, np.full(4, 1e-4, np.float32), Config(), chosen)
         loss = CrossEntropySmooth(0.1, 10)
-        step = TrainStep(network, loss, optimizer, accumulate=2, frozen=frozen).set_train()
+        step = TrainStep(network, loss, optimizer, StepSettings(accumulate_steps=2), frozen=frozen).set_train()
         losses = [float(step(Tensor(images), Tensor(labels)).asnumpy()) for _ in range(4)]
         found.append((losses, {parameter.name: parameter.asnumpy() for parameter in step.get_parameters()}))
     (losses, parameters), (fast_losses, fast) = found

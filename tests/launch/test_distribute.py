@@ -1,6 +1,7 @@
 """Training by several ranks, as real processes on the CPU, started by scripts/run_distribute_train.sh."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -26,10 +27,10 @@ from src.models.effnet import create_network
 from src.models.family import VARIANTS
 from src.models.layers import ConvNormActivation
 from src.runtime.device import Device
-from src.training.loop import merge_resumed
+from src.training.resume import merge_resumed
+from src.training.setup import check_sync_bn
 from src.weights.checkpoint import Checkpoint, load_model, read_entries
 from tests.ranks import gradients
-from train import check_sync_bn
 
 ROOT = Path(__file__).parent.parent.parent
 RANKS = ROOT / "tests" / "ranks"
@@ -129,7 +130,7 @@ def test_rank_0_alone_writes_checkpoints_and_reports_the_global_batch(undisturbe
 
 def test_evaluation_over_all_ranks_scores_the_saved_weights_on_every_image_once(undisturbed, images, monkeypatch):
     """13 images, an odd number over two ranks; the same numbers as one process gives for the checkpoint."""
-    monkeypatch.setitem(VARIANTS, "b0", VARIANTS["b0"]._replace(depth_coeff=0.5))
+    monkeypatch.setitem(VARIANTS, "b0", dataclasses.replace(VARIANTS["b0"], depth_coeff=0.5))
     with open(undisturbed / "checkpoint" / "model_0" / "metrics.csv", newline="") as file:
         row = list(csv.DictReader(file))[-1]
     network, info = load_model(str(undisturbed / "checkpoint" / "model_0" / "Efficientnet_b0-rank0-2_4.ckpt"))

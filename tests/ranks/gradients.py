@@ -14,7 +14,7 @@ from mindspore import Parameter, ParameterTuple, nn, ops
 from src.weights.checkpoint import model_parameters
 from src.loss import CrossEntropySmooth
 from src.models.effnet import create_network
-from src.training.step import TrainStep
+from src.training.step import StepSettings, TrainStep
 
 IMAGES = 16
 
@@ -60,7 +60,8 @@ def write_gradients(path, statistics, rank=0, rank_size=1):
             model_parameters(network)[name].set_data(ms.Tensor(file[name]))
     share = slice(IMAGES * rank // rank_size, IMAGES * (rank + 1) // rank_size)
     recorder = Recorder(network.trainable_params())
-    step = TrainStep(network, CrossEntropySmooth(0.1, 10), recorder, 1024.0, rank_size=rank_size).set_train()
+    settings = StepSettings(loss_scale=1024.0, rank_size=rank_size)
+    step = TrainStep(network, CrossEntropySmooth(0.1, 10), recorder, settings).set_train()
     network.set_train(False)
     step(ms.Tensor(images[share]), ms.Tensor(labels[share]))
     np.savez(path, **{parameter.name: parameter.asnumpy() for parameter in recorder.kept})

@@ -4,6 +4,7 @@ weights.npz holds the rank's weights at its end, seen.json the numbers of the im
 NAN_AT=rank,step in the environment the images of that rank's step (from 1) are not numbers.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -18,10 +19,11 @@ import numpy as np
 from src.common.cli import run_cli
 from src.data.image_folder import ImageFolder
 from src.models.family import VARIANTS
-from src.training.loop import network_weights
+from src.training import setup
+from src.training.step import network_weights
 
 # Ten blocks instead of sixteen compile in less time; drop-connect is still among them.
-VARIANTS["b0"] = VARIANTS["b0"]._replace(depth_coeff=0.5)
+VARIANTS["b0"] = dataclasses.replace(VARIANTS["b0"], depth_coeff=0.5)
 
 nan_rank, nan_step = map(int, os.environ.get("NAN_AT", "-1,-1").split(","))
 run_steps = train.run_steps
@@ -38,12 +40,12 @@ def spoil(images, labels, epoch, number):
     return np.full_like(images, np.nan) if (epoch, number) == (0, nan_step - 1) else images, labels
 
 
-def run_and_keep(config, device, folder, step_cell, progress, loop):
-    if device.rank == nan_rank:
-        train.create_mix = lambda *arguments: spoil
-    run_steps(config, device, folder, step_cell, progress, loop)
-    np.savez("weights.npz", **network_weights(step_cell.network))
-    Path("seen.json").write_text(json.dumps([index for root, index in seen if root == folder.root]))
+def run_and_keep(run, loop):
+    if run.device.rank == nan_rank:
+        setup.create_mix = lambda *arguments: spoil
+    run_steps(run, loop)
+    np.savez("weights.npz", **network_weights(loop.step_cell.network))
+    Path("seen.json").write_text(json.dumps([index for root, index in seen if root == run.folder.root]))
 
 
 ImageFolder.read = read_and_note

@@ -17,12 +17,15 @@ import train
 from src.common.cli import RunError, run_cli
 from src.common.files import locked
 from src.config import Config
-from src.data.image_folder import read_image_folder
+from src.data.image_folder import ImageFolder, read_image_folder
 from src.dataset import BadImages, create_training_stream, training_order
 from src.images.preprocess import Preprocess
 from src.models.effnet import create_network
 from src.runtime.device import Device
-from src.training.loop import network_weights
+from src.training import setup
+from src.training.loop import choose_sink_size
+from src.training.schedule import Progress, create_learning_rates, create_schedule
+from src.training.step import network_weights
 from src.weights.checkpoint import read_checkpoint, read_entries, write_checkpoint
 from src.weights.model_info import ModelInfo
 from tests.support.training_runs import (
@@ -377,8 +380,8 @@ def begun(monkeypatch):
     def begin(dataset_path, **flags):
         got = {}
 
-        def run_steps(config, device, folder, step_cell, progress, loop):
-            got.update(config=config, step_cell=step_cell, progress=progress, loop=loop)
+        def run_steps(run, loop):
+            got.update(config=run.config, step_cell=loop.step_cell, progress=loop.progress, loop=loop)
             raise Stop
 
         monkeypatch.setattr(train, "run_steps", run_steps)
@@ -405,6 +408,7 @@ class TestTheRunsFolder:
 
     def test_one_process_at_a_time(self, begun, few_images, tmp_path, capsys):
         flags = {**SMALL, "save_checkpoint_path": tmp_path / "out"}
+        (tmp_path / "out").mkdir()
         with locked(str(tmp_path / "out")):
             code, _, err = call(capsys, dataset_path=few_images / "train", **flags)
         assert code == 2
@@ -460,29 +464,20 @@ class TestFlags:
     )
     def test_scale_lr_scales_all_rates_to_the_global_batch(self, batch_size, accumulate, ranks, peak):
         config = Config(batch_size=batch_size, accumulate_steps=accumulate, scale_lr=True, epoch_size=4)
-        rates = train.create_learning_rates(config, Device("CPU", 0, 0, ranks), 10 * accumulate)
+        images = ImageFolder("images", ["0"], [""] * (10 * batch_size * accumulate * ranks), np.zeros(0))
+        rates = create_schedule(config, Device("CPU", 0, 0, ranks), images).learning_rates
         assert rates.shape == (40,)
         assert np.isclose(rates.max(), peak, rtol=1e-6)
         assert np.isclose(rates[0], 1e-4 * peak / 0.2, rtol=1e-6)
 
     def test_without_scale_lr_the_rates_are_as_given(self):
-        rates = train.create_learning_rates(Config(epoch_size=4), Device("CPU", 0, 0, 1), 10)
+        rates = create_learning_rates(Config(epoch_size=4), 256, 10)
         assert np.isclose(rates.max(), 0.2, rtol=1e-6)
 
     def test_timm_ra_is_timms_recipe(self, begun, few_images, tmp_path):
         """efficientnet_b0 on 2 GPUs of 384 images at 0.048."""
-        rates = train.create_learning_rates(
-            begun(
-                few_images / "train",
-                save_checkpoint_path=tmp_path / "out",
-                recipe="timm_ra",
-                tensorboard=False,
-                batch_size=4,
-                image_size=32,
-            )["config"].replace(batch_size=384),
-            Device("CPU", 0, 0, 2),
-            1668,
-        )
+        config = begun(few_images / "train", save_checkpoint_path=tmp_path / "out", recipe="timm_ra", **SMALL)["config"]
+        rates = create_learning_rates(config, 2 * 384, 1668)
         # The rate falls after 2.4 epochs, before the three of the warm-up have passed.
         assert 0.0479 < rates.max() < 0.048
         assert len(rates) == 450 * 1668
@@ -494,7 +489,9 @@ class TestFlags:
         network = create_network("b0", num_classes=2)
         names = {p.name: (p.shape, p.dtype) for p in network.get_parameters()}
         config = Config(class_num=2, amp_level=level, freeze=2, epoch_size=2)
-        step_cell = train.create_train_step(config, Device("CPU"), network, np.ones(4, np.float32))
+        schedule = setup.Schedule(2, 2, 256, 256, np.ones(4, np.float32))
+        run = setup.Run(config, Device("CPU"), None, None, "", None, None, ModelInfo(num_classes=2), schedule)
+        step_cell = setup.create_train_step(run, network)
         assert {p.name: (p.shape, p.dtype) for p in network.get_parameters()} == names
         assert {name: value.shape for name, value in network_weights(step_cell.network).items()} == {
             name: value.shape for name, value in network_weights(network).items()
@@ -525,11 +522,11 @@ def test_repeated_sampling_is_timms(ranks, monkeypatch):
 
 
 def test_the_devices_loop_gets_epochs_and_checkpoints_between_two_sendings():
-    assert train.largest_divisor(625, 625 * 350, 100, None) == 25
-    assert train.largest_divisor(625, 625 * 350, 700, None) == 625
-    assert train.largest_divisor(100, 350, 100, None) == 50
-    assert train.largest_divisor(100, 1000, 100, 20) == 20
-    assert train.largest_divisor(7, 7 * 3 - 2, 100, None) == 1
+    assert choose_sink_size(Progress(625, 350, 1), 100, None) == 25
+    assert choose_sink_size(Progress(625, 350, 1), 700, None) == 625
+    assert choose_sink_size(Progress(100, 4, 1, step=50), 100, None) == 50
+    assert choose_sink_size(Progress(100, 10, 1), 100, 20) == 20
+    assert choose_sink_size(Progress(7, 3, 1, step=2), 100, None) == 1
 
 
 @pytest.mark.slow

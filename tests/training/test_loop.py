@@ -15,9 +15,11 @@ from src.evaluation.metrics import Score
 from src.loss import CrossEntropySmooth
 from src.Monitor import Monitor
 from src.training.history import History
-from src.training.loop import Progress, StopRequest, TrainingLoop
+from src.training.loop import LoopSettings, TrainingLoop
 from src.training.run_folder import CheckpointFolder
-from src.training.step import TrainStep
+from src.training.schedule import Progress
+from src.training.step import StepSettings, TrainStep
+from src.training.stop import StopRequest
 from src.weights.checkpoint import BEST_NAME, parse_name, read_entries
 from src.weights.model_info import ModelInfo
 
@@ -48,7 +50,9 @@ class Run:
         network = Tiny()
         optimizer = nn.SGD(network.trainable_params(), learning_rate=[0.1] * STEPS * EPOCHS)
         ema_decay = 0.9 if ema_scores is not None else 0.0
-        self.step_cell = TrainStep(network, CrossEntropySmooth(0.1, 2), optimizer, ema_decay=ema_decay).set_train()
+        self.step_cell = TrainStep(
+            network, CrossEntropySmooth(0.1, 2), optimizer, StepSettings(ema_decay=ema_decay)
+        ).set_train()
         self.progress = progress or Progress(STEPS, EPOCHS, BATCH * STEPS)
         self.evaluations = []
         coming = [score for pair in zip(scores, ema_scores) for score in pair] if ema_scores else list(scores)
@@ -60,19 +64,29 @@ class Run:
             return Score(100, 50.0, coming.pop(0), 90)
 
         self.folder = folder
+        monitor = Monitor(
+            steps_per_epoch=STEPS,
+            epochs=EPOCHS,
+            learning_rates=np.full(STEPS * EPOCHS, 0.1),
+            steps_per_update=1,
+            images_per_step=BATCH,
+            log_interval=50,
+            terminal=False,
+        )
         with StopRequest() as self.stop:
             self.loop = TrainingLoop(
-                self.step_cell,
-                self.progress,
-                Monitor(STEPS, EPOCHS, np.full(STEPS * EPOCHS, 0.1), 1, BATCH, 50, terminal=False),
-                config,
-                CheckpointFolder(str(folder), config.keep_checkpoint_max, ModelInfo(num_classes=2), 0),
-                History(str(folder), self.progress.rows),
-                evaluate if scores else None,
-                self.stop,
+                step_cell=self.step_cell,
+                progress=self.progress,
+                monitor=monitor,
+                settings=config.part(LoopSettings),
+                checkpoints=CheckpointFolder(
+                    str(folder), keep=config.keep_checkpoint_max, info=ModelInfo(num_classes=2), rank=0, run={}
+                ),
+                history=History(str(folder), self.progress.rows),
+                evaluate=evaluate if scores else None,
+                stop=self.stop,
             )
-            left = self.progress.total_steps - self.progress.step
-            ms.Model(self.step_cell).train(1, batches(left), callbacks=[self.loop], dataset_sink_mode=False)
+            self.loop.run(batches(self.progress.total_steps - self.progress.step), None)
 
     def saved(self):
         return sorted(filter(None, map(parse_name, os.listdir(self.folder))))

@@ -7,7 +7,7 @@ from mindspore import Parameter, nn
 
 from benchmarks.peers import torch
 from src.loss import CrossEntropySmooth
-from src.training.step import TrainStep
+from src.training.step import StepSettings, TrainStep
 from src.weights.checkpoint import model_parameters
 
 CLASSES, SIDE, IMAGES = 3, 4, 6
@@ -41,7 +41,7 @@ def create(rate=0.1, evaluation=False, momentum=0.9, weights=None, **settings):
     network = Tiny()
     parameters = [p for p in network.trainable_params() if weights is None or p.name.startswith(weights)]
     optimizer = nn.SGD(parameters, learning_rate=[rate] * 1000, momentum=momentum)
-    step = TrainStep(network, CrossEntropySmooth(0.1, CLASSES), optimizer, **settings).set_train()
+    step = TrainStep(network, CrossEntropySmooth(0.1, CLASSES), optimizer, StepSettings(**settings)).set_train()
     if evaluation:
         network.set_train(False)
     return network, step
@@ -135,7 +135,7 @@ def test_clipping_is_pytorchs(largest):
 
 def test_accumulated_batches_are_one_large_batch():
     """Batch norm in evaluation mode, or its statistics would be those of the small batches."""
-    network, step = create(evaluation=True, accumulate=3, clip_norm=0.1, ema_decay=0.9)
+    network, step = create(evaluation=True, accumulate_steps=3, clip_norm=0.1, ema_decay=0.9)
     large, large_step = create(evaluation=True, clip_norm=0.1, ema_decay=0.9)
     first = values(network)
     for update in range(2):
@@ -180,7 +180,7 @@ def test_the_sum_of_the_losses_is_kept_on_the_device_and_taken_once():
 
 def test_a_restored_step_goes_on_bit_for_bit():
     """In the middle of an accumulated update, into a cell that has been elsewhere."""
-    settings = {"accumulate": 2, "ema_decay": 0.99, "clip_norm": 1.0}
+    settings = {"accumulate_steps": 2, "ema_decay": 0.99, "clip_norm": 1.0}
     network, step = create(**settings)
     for t in range(3):
         step(*batch(t))
@@ -198,7 +198,7 @@ def test_a_restored_step_goes_on_bit_for_bit():
 
 
 def test_the_training_state_holds_what_the_next_step_depends_on():
-    _, step = create(accumulate=2, ema_decay=0.99)
+    _, step = create(accumulate_steps=2, ema_decay=0.99)
     names = {name.split(".")[0] for name in step.training_parameters()}
     assert {"random_step", "global_step", "loss_sum", "micro_step", "ema_updates", "accum", "gradient_sum"} <= names
     assert not names & {"conv", "norm", "classifier", "ema", "learning_rate"}

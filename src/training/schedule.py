@@ -1,0 +1,110 @@
+"""How long a run is, how fast it learns, and where it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from src.common.cli import UsageError
+from src.config import Config
+from src.data.image_folder import ImageFolder
+from src.lr_generator import get_lr
+from src.runtime.device import Device
+
+ZOO_GLOBAL_BATCH = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long a run is and how fast it learns.
+
+    Attributes:
+        epochs, steps_per_epoch: of the whole run.
+        images_per_step: over all ranks.
+        global_batch: images whose mean gradient makes an update.
+        learning_rates: float32 array, the rate of every update.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    images_per_step: int
+    global_batch: int
+    learning_rates: np.ndarray
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        steps_per_epoch, epochs: of the whole run.
+        images: how many there are to train on.
+        step: completed steps.
+        epoch_seconds: time spent in the epoch that is under way, by earlier processes too.
+        best: top_1, epoch and weights ("raw" or "ema") of the best evaluation, or None.
+        since_best: evaluations since then.
+        rows: of `History`.
+    """
+
+    steps_per_epoch: int
+    epochs: int
+    images: int
+    step: int = 0
+    epoch_seconds: float = 0.0
+    best: dict | None = None
+    since_best: int = 0
+    rows: list = dataclasses.field(default_factory=list)
+
+    @property
+    def epoch(self) -> int:
+        """Number, from 1, of the epoch that the last completed step belongs to."""
+        return max(1, math.ceil(self.step / self.steps_per_epoch))
+
+    @property
+    def step_in_epoch(self) -> int:
+        """Number, from 1, of the last completed step within its epoch."""
+        return self.step - (self.epoch - 1) * self.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps_per_epoch * self.epochs
+
+    def has_stagnated(self, early_stop: int | None) -> bool:
+        """Whether as many evaluations as `early_stop` allows have passed without a better one."""
+        return early_stop is not None and self.since_best >= early_stop
+
+    def is_complete(self, early_stop: int | None) -> bool:
+        """Whether nothing is left to do."""
+        return self.step == self.total_steps or self.has_stagnated(early_stop)
+
+    def as_state(self) -> dict:
+        """As plain JSON types, for the checkpoint."""
+        return dataclasses.asdict(self)
+
+
+def create_schedule(config: Config, device: Device, folder: ImageFolder) -> Schedule:
+    """Whole global batches make an epoch; the rates are scaled to the global batch where asked for.
+
+    Raises:
+        UsageError: if there are fewer images than a global batch has.
+    """
+    images_per_step = config.batch_size * device.rank_size
+    global_batch = images_per_step * config.accumulate_steps
+    updates = len(folder) // global_batch
+    if updates == 0:
+        raise UsageError(
+            f"a global batch of {global_batch} images is more than the {len(folder)} in {folder.root}; "
+            "a smaller --batch_size makes a step"
+        )
+    rates = create_learning_rates(config, global_batch, updates)
+    return Schedule(config.epoch_size, updates * config.accumulate_steps, images_per_step, global_batch, rates)
+
+
+def create_learning_rates(config: Config, global_batch: int, updates_per_epoch: int) -> np.ndarray:
+    """The rate of every update of the run: float32 array."""
+    factor = global_batch / ZOO_GLOBAL_BATCH if config.scale_lr else 1.0
+    rates = (rate * factor for rate in (config.lr_init, config.lr_end, config.lr_max))
+    return get_lr(*rates, config.warmup_epochs, config.epoch_size, updates_per_epoch, config.lr_decay_mode)

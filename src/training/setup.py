@@ -1,0 +1,294 @@
+"""A run set up: the configuration is resolved once and taken apart here; other rooms get the small values they need."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import mindspore as ms
+from mindspore import amp
+
+from src.common.cli import RunError, UsageError
+from src.config import PARAMETERS, Config
+from src.data.image_folder import ImageFolder, read_image_folder
+from src.dataset import BadImages, create_dataset, create_training_stream
+from src.evaluation.evaluate import evaluate, sum_over_ranks
+from src.images.augment import Augmentation
+from src.images.mix import create_mix
+from src.kernels import Kernels
+from src.loss import CrossEntropySmooth
+from src.models.effnet import VARIANTS, EfficientNet, create_network
+from src.runtime.collective import count_ranks, find_disagreement, take_from_rank_0
+from src.runtime.device import Device, prepare_device
+from src.training.optimizer import create_optimizer
+from src.training.recipes import apply_recipe
+from src.training.resume import adopt_pretrained, check_class_names, fit_classifier, merge_resumed, restore
+from src.training.run_folder import find_resume
+from src.training.schedule import Progress, Schedule, create_schedule
+from src.training.step import StepSettings, TrainStep
+from src.weights.checkpoint import Checkpoint, build_network, load_weights, read_checkpoint
+from src.weights.model_info import ModelInfo
+
+STATISTICS = ("moving_mean", "moving_variance")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All that is known of a run before it begins.
+
+    Attributes:
+        config: the resolved parameters.
+        device: what computes, and this process's rank.
+        folder, held_out: the images to train on, and those to evaluate on or None.
+        run_folder: where checkpoints and curves go.
+        resumed: the checkpoint that the run goes on from, or None.
+        pretrained: the checkpoint whose weights it starts from, or None.
+        info: what its checkpoints say of the network.
+        schedule: its length and learning rates.
+    """
+
+    config: Config
+    device: Device
+    folder: ImageFolder
+    held_out: ImageFolder | None
+    run_folder: str
+    resumed: Checkpoint | None
+    pretrained: Checkpoint | None
+    info: ModelInfo
+    schedule: Schedule
+
+    @property
+    def smoothing(self) -> float:
+        """The label smoothing of the loss."""
+        return self.config.label_smooth_factor if self.config.use_label_smooth else 0.0
+
+    @property
+    def kernels(self) -> Kernels | None:
+        """The device's kernels for training, which compute in float32 only."""
+        return self.device.kernels if self.config.kernels and self.config.amp_level == "O0" else None
+
+
+def resolve_run(config: Config) -> Run:
+    """Find device, images and checkpoints, and resolve the configuration with them.
+
+    Raises:
+        UsageError: if they contradict each other or the flags.
+        RunError: if images or a checkpoint cannot be read.
+    """
+    device = prepare_device(config.device_target, config.device_id, config.run_distribute)
+    folder = read_image_folder(config.dataset_path)
+    held_out = read_held_out(config, folder)
+    run_folder = os.path.join(config.save_checkpoint_path, f"model_{0 if device.rank_size > 1 else device.rank}")
+    resumed = find_resume(config.resume, run_folder) if config.resume else None
+    pretrained = read_checkpoint(config.pretrained) if config.pretrained and not resumed else None
+    if resumed:
+        config = merge_resumed(config, resumed, device.rank_size)
+    else:
+        config = complete_config(config, device, folder, pretrained)
+    info = describe_model(config, folder)
+    if resumed:
+        check_class_names(resumed, info)
+    if config.sync_bn:
+        check_sync_bn(device)
+    schedule = create_schedule(config, device, folder)
+    return Run(config, device, folder, held_out, run_folder, resumed, pretrained, info, schedule)
+
+
+def read_held_out(config: Config, folder: ImageFolder) -> ImageFolder | None:
+    """The images to evaluate on, which must have the same classes; None without any."""
+    if not config.eval_dataset_path:
+        return None
+    held_out = read_image_folder(config.eval_dataset_path)
+    if held_out.classes != folder.classes:
+        raise UsageError(f"{held_out.root} has other class folders than {folder.root}")
+    return held_out
+
+
+def complete_config(config: Config, device: Device, folder: ImageFolder, pretrained: Checkpoint | None) -> Config:
+    """Fill in what was left to the recipe, the trained weights, the variant, the folder and the device."""
+    config = apply_recipe(config)
+    if pretrained:
+        config = adopt_pretrained(config, pretrained)
+    variant = VARIANTS[config.variant]
+    values = {}
+    if "class_num" not in config.given:
+        values["class_num"] = len(folder.classes)
+    elif config.class_num != len(folder.classes):
+        raise UsageError(
+            f"--class_num is {config.class_num}, but {folder.root} has {len(folder.classes)} class folders"
+        )
+    if "image_size" not in config.given and not pretrained:
+        values["image_size"] = variant.image_size
+    if config.dropout_rate is None:
+        values["dropout_rate"] = variant.dropout_rate
+    if config.amp_level is None:
+        values["amp_level"] = "O3" if device.target == "Ascend" else "O0"
+    config = config.replace(**values)
+    config.check()
+    return config
+
+
+def describe_model(config: Config, folder: ImageFolder) -> ModelInfo:
+    """What the checkpoints will say of themselves."""
+    if config.class_num != len(folder.classes):
+        raise UsageError(
+            f"the run has {config.class_num} classes, but {folder.root} has {len(folder.classes)} class folders"
+        )
+    return config.part(
+        ModelInfo, num_classes=config.class_num, class_names=tuple(folder.classes), preprocess=config.preprocess
+    )
+
+
+def check_sync_bn(device: Device) -> None:
+    """Refuse what MindSpore's batch norm over several ranks cannot do."""
+    if device.target != "Ascend":
+        raise UsageError(
+            f"--sync_bn needs Ascend devices, MindSpore cannot on {device.target}; without it each rank has its own "
+            "batch-norm statistics"
+        )
+    if device.rank_size == 1:
+        raise UsageError("--sync_bn needs several ranks; one device has the statistics of the whole batch anyway")
+
+
+def create_model(run: Run) -> EfficientNet:
+    """The network as it is trained, freshly initialised.
+
+    Weights are the same on every rank; what is dropped and augmented is not.
+    """
+    config = run.config
+    ms.set_seed(config.seed)
+    return create_network(
+        run.info.variant,
+        num_classes=run.info.num_classes,
+        padding=run.info.padding,
+        norm_eps=run.info.norm_eps,
+        norm_momentum=config.norm_momentum,
+        dropout_rate=config.dropout_rate,
+        drop_connect_rate=config.drop_connect_rate,
+        seed=config.seed * 1000003 + run.device.rank,
+        sync_norm=config.sync_bn,
+        kernels=run.kernels,
+    )
+
+
+def create_train_step(run: Run, network: EfficientNet) -> TrainStep:
+    """Network, loss and optimiser as one cell to compile, in mixed precision as configured."""
+    config = run.config
+    # Mixed precision changes the cells of the network in place, so that what is held fixed is asked for afterwards.
+    computing = amp.auto_mixed_precision(network, config.amp_level) if config.amp_level != "O0" else network
+    frozen = network.freeze(config.freeze) if config.freeze else ()
+    settings = config.part(
+        StepSettings,
+        # The fixed scale of FixedLossScaleManager(loss_scale, drop_overflow_update=False); float32 needs none.
+        loss_scale=1.0 if config.amp_level == "O0" else config.loss_scale,
+        ema_decay=config.ema_decay if config.use_ema else 0.0,
+        rank_size=run.device.rank_size,
+    )
+    rates = run.schedule.learning_rates
+    optimizer = create_optimizer(network.trainable_params(), rates, config, run.kernels)
+    return TrainStep(
+        computing, CrossEntropySmooth(run.smoothing, config.class_num), optimizer, settings, frozen=frozen
+    ).set_train()
+
+
+def begin(run: Run, network: EfficientNet, step_cell: TrainStep) -> Progress:
+    """Load the weights that the run starts from, or all of the state that it goes on from; where it stands then.
+
+    Raises:
+        UsageError: if the checkpoint does not fit.
+        RunError: if the ranks have not found the same.
+    """
+    progress = Progress(run.schedule.steps_per_epoch, run.schedule.epochs, len(run.folder))
+    if run.pretrained:
+        load_weights(network, fit_classifier(run.pretrained, run.info, network))
+        step_cell.restart_average()
+    if run.resumed:
+        restore(run.resumed, network, step_cell, progress)
+    check_ranks(run, progress, step_cell)
+    return progress
+
+
+def check_ranks(run: Run, progress: Progress, step_cell: TrainStep) -> None:
+    """Refuse to train where the ranks, perhaps of several servers, have not found the same.
+
+    Raises:
+        UsageError: if a checkpoint would lack the other ranks' gradients.
+        RunError: naming what differs.
+    """
+    config = run.config
+    if count_ranks() > 1 and (config.save_checkpoint_steps or 0) % config.accumulate_steps:
+        raise UsageError(
+            f"--save_checkpoint_steps is {config.save_checkpoint_steps}; with several ranks it must be a multiple of "
+            f"--accumulate_steps, which is {config.accumulate_steps}"
+        )
+    flags = {name: value for name, value in config.as_dict().items() if not PARAMETERS[name].resumable}
+    held_out = run.held_out.paths if run.held_out else []
+    facts = {
+        "the flags": json.dumps(flags).encode(),
+        "the images to train on": "\n".join(run.folder.paths).encode(errors="surrogateescape"),
+        "the images to evaluate on": "\n".join(held_out).encode(errors="surrogateescape"),
+        "the step to begin with": str(progress.step).encode(),
+        "the weights to begin with": b"".join(weight.asnumpy().tobytes() for weight in step_cell.weights),
+    }
+    different = find_disagreement(facts)
+    if different:
+        raise RunError(
+            f"{different} are not the same on all ranks: every server needs the same flags, images and checkpoints"
+        )
+
+
+def create_stream(run: Run, progress: Progress, bad: BadImages):
+    """The augmented batches from where `progress` stands to the end of the run, as one MindSpore data set."""
+    config, device = run.config, run.device
+    mix = create_mix(config.class_num, config.mixup, config.cutmix, config.random_erasing, config.seed, device.rank)
+    return create_training_stream(
+        run.folder,
+        steps_per_epoch=progress.steps_per_epoch,
+        epochs=progress.epochs,
+        repeats=config.repeats,
+        first_step=progress.step,
+        mix=mix,
+        batch_size=config.batch_size,
+        device_num=device.rank_size,
+        rank=device.rank,
+        preprocess=config.preprocess,
+        augment=dataclasses.asdict(config.part(Augmentation)),
+        seed=config.seed,
+        num_workers=config.num_workers,
+        bad=bad,
+        # What blends images needs floats; else the device makes them of a quarter of the bytes.
+        normalised=mix is not None,
+    )
+
+
+def create_evaluator(run: Run):
+    """A function from weights to their score on the held-out set, or None without one.
+
+    It uses a network of its own, so that the one in training keeps its state and its compiled graph.
+    """
+    if run.held_out is None:
+        return None
+    network = build_network(run.info, kernels=run.device.kernels if run.config.kernels else None)
+    network.set_train(False)
+    # One for the whole run: each image that cannot be decoded is named once.
+    bad = BadImages(len(run.held_out))
+
+    def score(weights):
+        # Each rank has batch-norm statistics of its own; what is scored is what rank 0 saves.
+        statistics = {name: value for name, value in weights.items() if name.endswith(STATISTICS)}
+        load_weights(network, {**weights, **take_from_rank_0(statistics)})
+        dataset = create_dataset(
+            run.held_out,
+            False,
+            run.config.batch_size,
+            run.device.rank_size,
+            run.device.rank,
+            preprocess=run.info.preprocess,
+            num_workers=run.config.num_workers,
+            bad=bad,
+        )
+        batches = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
+        return sum_over_ranks(evaluate(network, batches, run.smoothing))
+
+    return score

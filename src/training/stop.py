@@ -1,0 +1,73 @@
+"""How a run is asked to stop: by a signal, to this rank or to another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+from src.runtime.collective import sum_floats
+
+
+class StopRequest:
+    """SIGTERM and SIGINT ask for a stop after the step; a second one leaves at once.
+
+    Python runs signal handlers between two instructions of its main thread, which waits while a graph is compiled or a
+    long step runs; a thread of our own receives the signals meanwhile.
+
+    Attributes:
+        signal: number of the signal that came, to this rank or another; or 0.
+        received: number of the signal that came to this rank; or 0.
+    """
+
+    NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self):
+        self.signal = self.received = 0
+        self.previous: dict = {}
+
+    def __enter__(self) -> StopRequest:
+        reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)
+        self.previous = {number: signal.getsignal(number) for number in self.NUMBERS}
+        self.take_signals()
+        self.previous_writer = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
+        threading.Thread(target=self.listen, args=(reader,), daemon=True).start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        signal.set_wakeup_fd(self.previous_writer)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        os.close(self.writer)
+
+    def take_signals(self) -> None:
+        """Let Python receive the signals: from each compilation of a graph on, MindSpore turns SIGINT into SIGTERM."""
+        for number in self.NUMBERS:
+            signal.signal(number, lambda number, frame: None)
+
+    def listen(self, reader: int) -> None:
+        """Receive the signals, which Python writes to the pipe as one byte each, until the pipe is closed."""
+        while received := os.read(reader, 1):
+            if received[0] in self.NUMBERS:
+                self.receive(received[0])
+        os.close(reader)
+
+    def receive(self, number: int) -> None:
+        """Remember the first signal, obey the second."""
+        if self.received:
+            os._exit(128 + number)
+        self.signal = self.received = number
+
+    def is_asked(self) -> bool:
+        """Whether a signal came to any rank; all ranks call this after the same step and get the same answer."""
+        self.take_signals()
+        asked = sum_floats([float(self.signal > 0)])[0] > 0
+        if asked and not self.signal:
+            self.signal = signal.SIGTERM
+        return asked
+
+    @property
+    def exit_code(self) -> int:
+        """128 and the signal's number, as shells report it; 0 without a signal."""
+        return 128 + self.signal if self.signal else 0
