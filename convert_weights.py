@@ -16,7 +16,6 @@ from src.common.cli import UsageError, boolean, create_parser, run_cli
 from src.config import add_parameters, take_parameters
 from src.weights.checkpoint import check_weights, network_shapes
 from src.weights.conversion import (
-    ARCHITECTURE,
     Converted,
     override,
     peer_call,
@@ -27,6 +26,7 @@ from src.weights.conversion import (
 )
 from src.weights.model_info import ModelInfo
 from src.weights.names import count, list_names
+from src.weights.timm_settings import ARCHITECTURE
 
 OVERRIDES = ("class_num", "image_size", "crop_ratio", "interpolation", "mean", "std")
 

@@ -47,8 +47,9 @@ from src.training.optimizer import create_optimizer
 from src.training.recipes import apply_recipe
 from src.training.run_folder import CheckpointFolder, find_resume, locked_run_folder
 from src.training.step import TrainStep
-from src.weights.checkpoint import BEST_NAME, Checkpoint, load_weights, read_checkpoint
+from src.weights.checkpoint import BEST_NAME, Checkpoint, read_checkpoint
 from src.weights.model_info import ModelInfo
+from src.weights.network import load_weights
 
 ZOO_GLOBAL_BATCH = 2048
 AUGMENTATIONS = ("random_crop", "crop_scale_min", "crop_aspect_max", "flip", "color_jitter", "auto_augment")

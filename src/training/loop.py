@@ -23,8 +23,9 @@ from src.runtime.collective import count_ranks, sum_floats, take_from_rank_0
 from src.training.history import History
 from src.training.run_folder import CheckpointFolder
 from src.training.step import TrainStep
-from src.weights.checkpoint import Checkpoint, Weights, build_network, find_checkpoints, load_weights, model_parameters
+from src.weights.checkpoint import Checkpoint, Weights, find_checkpoints
 from src.weights.model_info import ModelInfo
+from src.weights.network import build_network, load_weights, model_parameters
 
 # What a resumed run may change: where things are, how they are shown, and which device computes.
 FREE_TO_CHANGE = frozenset(

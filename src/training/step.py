@@ -10,7 +10,8 @@ from mindspore import Parameter, ParameterTuple, nn, ops
 
 from src.runtime.collective import MeanInOneMessage
 from src.training.graph_cache import compile_once
-from src.weights.checkpoint import EMA_PREFIX, Weights, model_parameters
+from src.weights.checkpoint import EMA_PREFIX, Weights
+from src.weights.network import model_parameters
 
 # The warm-up of the moving average's decay, (1 + t) / (10 + t) after t updates, is TensorFlow's
 # ExponentialMovingAverage(num_updates=t): the average follows closely at first and is useful in short runs too.

@@ -22,14 +22,14 @@ import zlib
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn
 
 from src.common.cli import RunError
 from src.common.files import atomic_path
-from src.models.effnet import EfficientNet, create_network
+from src.models.effnet import EfficientNet
 from src.models.family import VARIANTS, Variant
+from src.weights.layouts import LAYOUTS, recognise
 from src.weights.model_info import ModelInfo
-from src.weights.names import LAYOUTS, Weights, recognise, to_ours
+from src.weights.names import Weights, to_ours
 from src.weights.sources import source_of
 
 EMA_PREFIX = "ema."
@@ -246,12 +246,7 @@ def network_shapes(info: ModelInfo) -> dict[str, tuple]:
 def scaled_shapes(scaling: Variant, num_classes: int) -> tuple[tuple[str, tuple], ...]:
     """Parameter names and shapes; kept, because MindSpore takes seconds to build a large network."""
     network = EfficientNet(scaling.width_coeff, scaling.depth_coeff, num_classes=num_classes)
-    return tuple((name, tuple(parameter.shape)) for name, parameter in model_parameters(network).items())
-
-
-def model_parameters(network: nn.Cell) -> dict[str, ms.Parameter]:
-    """Weights and batch-norm statistics by name; not the position in the random numbers."""
-    return {p.name: p for p in network.get_parameters() if not p.name.endswith("random_step")}
+    return tuple((p.name, tuple(p.shape)) for p in network.get_parameters() if not p.name.endswith("random_step"))
 
 
 def check_weights(path: str, info: ModelInfo, weights: Weights, shapes: dict[str, tuple]) -> None:
@@ -269,37 +264,3 @@ def check_weights(path: str, info: ModelInfo, weights: Weights, shapes: dict[str
                 f"{path}: {name} has shape {weights[name].shape}, but {info.variant} with "
                 f"{info.num_classes} classes needs {shape}"
             )
-
-
-def build_network(info: ModelInfo, **settings) -> nn.Cell:
-    """The network that `info` describes, freshly initialised.
-
-    Args:
-        settings: further arguments of `EfficientNet`, for training.
-    """
-    return create_network(
-        info.variant, num_classes=info.num_classes, padding=info.padding, norm_eps=info.norm_eps, **settings
-    )
-
-
-def load_weights(network: nn.Cell, weights: Weights) -> None:
-    """Set every parameter of a network; names and shapes must have been checked."""
-    for name, parameter in model_parameters(network).items():
-        parameter.set_data(ms.Tensor(weights[name].astype(np.float32, copy=False)))
-
-
-def load_model(path: str, ema: bool = True) -> tuple[nn.Cell, ModelInfo]:
-    """Build the network that a checkpoint describes, with its weights, in evaluation mode.
-
-    Args:
-        path: the checkpoint.
-        ema: take the averaged weights where the file has them.
-
-    Raises:
-        RunError: see `read_checkpoint`.
-    """
-    checkpoint = read_checkpoint(path)
-    network = build_network(checkpoint.info)
-    load_weights(network, checkpoint.ema if ema and checkpoint.ema else checkpoint.weights)
-    network.set_train(False)
-    return network, checkpoint.info

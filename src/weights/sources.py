@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from src.data.imagenet import class_names_for
 from src.images.preprocess import Preprocess
 from src.models.family import VARIANTS
+from src.weights.layouts import LAYOUTS, Layout
 from src.weights.model_info import ModelInfo
-from src.weights.names import LAYOUTS, Layout
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,8 @@ from src.models.family import VARIANTS
 from src.models.layers import ConvNormActivation
 from src.runtime.device import Device
 from src.training.loop import merge_resumed
-from src.weights.checkpoint import Checkpoint, load_model, read_entries
+from src.weights.checkpoint import Checkpoint, read_entries
+from src.weights.network import load_model
 from tests.ranks import gradients
 from train import check_sync_bn
 

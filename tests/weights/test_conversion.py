@@ -32,10 +32,12 @@ from src.common.cli import run_cli
 from src.images.preprocess import Preprocess
 from src.loss import CrossEntropySmooth
 from src.models.family import VARIANTS
-from src.weights.checkpoint import build_network, load_model, load_weights, read_checkpoint, write_checkpoint
+from src.weights.checkpoint import read_checkpoint, write_checkpoint
 from src.weights.conversion import peer_call
+from src.weights.layouts import LAYOUTS
 from src.weights.model_info import ModelInfo
-from src.weights.names import LAYOUTS, parameter_names, to_ours
+from src.weights.names import parameter_names, to_ours
+from src.weights.network import build_network, load_model, load_weights
 from src.weights.sources import SOURCES
 
 ROOT = Path(__file__).parent.parent.parent

@@ -12,8 +12,9 @@ from benchmarks.peers import create_peer, peer_name, timm, torch, torchvision
 from src.common.cli import RunError
 from src.models.effnet import create_network
 from src.models.family import VARIANTS
+from src.weights.layouts import LAYOUTS
 from src.weights.model_info import ModelInfo
-from src.weights.names import LAYOUTS, parameter_names, to_ours, to_theirs
+from src.weights.names import parameter_names, to_ours, to_theirs
 from src.weights.sources import SOURCES
 
 PEERS = ("timm", "timm_tf", "torchvision")
