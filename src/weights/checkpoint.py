@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import os
 import re
+import tempfile
 import zlib
 
 import mindspore as ms
@@ -25,11 +25,10 @@ import numpy as np
 
 from src.common.cli import RunError
 from src.common.files import atomic_path
-from src.models.effnet import EfficientNet
-from src.models.family import VARIANTS, Variant
+from src.models.family import VARIANTS
 from src.weights.layouts import LAYOUTS, recognise
 from src.weights.model_info import ModelInfo
-from src.weights.names import Weights, to_ours
+from src.weights.names import Weights, parameter_shapes, to_ours
 from src.weights.sources import source_of
 
 EMA_PREFIX = "ema."
@@ -39,7 +38,7 @@ BEST_NAME = "best.ckpt"
 # MindSpore ends a checked file with "crc_num" and the CRC-32 of all before it in 10 bytes, most significant first.
 CRC_MARK = b"crc_num"
 CRC_BYTES = 10
-NAME_PATTERN = re.compile(r"Efficientnet_b[0-7]-rank(\d+)-(\d+)_(\d+)\.ckpt")
+NAME_PATTERN = re.compile(rf"Efficientnet_({'|'.join(VARIANTS)})-rank(\d+)-(\d+)_(\d+)\.ckpt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +72,7 @@ def checkpoint_name(variant: str, rank: int, epoch: int, step: int) -> str:
 def parse_name(path: str) -> tuple[int, int] | None:
     """Epoch and step from a file name of `checkpoint_name`, or None."""
     match = NAME_PATTERN.fullmatch(os.path.basename(path))
-    return (int(match[2]), int(match[3])) if match else None
+    return (int(match[3]), int(match[4])) if match else None
 
 
 def find_checkpoints(folder: str) -> list[str]:
@@ -140,9 +139,9 @@ def read_checkpoint(path: str) -> Checkpoint:
     names = network_shapes(info)
     weights = {name: entries.pop(name) for name in list(entries) if name in names}
     ema = {name: entries.pop(EMA_PREFIX + name) for name in names if EMA_PREFIX + name in entries}
-    check_weights(path, info, weights, names)
+    check_weights(path, info, weights)
     if ema:
-        check_weights(path, info, ema, names)
+        check_weights(path, info, ema)
     try:
         state = json.loads(state) if isinstance(state, str) else {}
     except ValueError:
@@ -159,7 +158,7 @@ def read_published(path: str, entries: Weights) -> Checkpoint:
     if translated.num_classes is None:
         raise RunError(f"{path}: it has no classifier; convert_weights.py can give it a new one")
     info = source_of(layout).describe(translated.variant, translated.num_classes)
-    check_weights(path, info, translated.weights, network_shapes(info))
+    check_weights(path, info, translated.weights)
     return Checkpoint(path, info, translated.weights, None, {}, {}, described=False)
 
 
@@ -196,8 +195,6 @@ def read_entries(path: str) -> Weights:
 
 def load_through_link(path: str) -> dict:
     """`load_checkpoint` for a file whose name does not end in .ckpt."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         link = os.path.join(folder, "link.ckpt")
         os.symlink(os.path.abspath(path), link)
@@ -237,24 +234,18 @@ class quiet_logging:
         logging.disable(self.level)
 
 
-def network_shapes(info: ModelInfo) -> dict[str, tuple]:
+def network_shapes(info: ModelInfo) -> dict[str, tuple[int, ...]]:
     """Parameter names and shapes of the network that `info` describes."""
-    return dict(scaled_shapes(VARIANTS[info.variant], info.num_classes))
+    return parameter_shapes(VARIANTS[info.variant], info.num_classes)
 
 
-@functools.lru_cache(maxsize=8)
-def scaled_shapes(scaling: Variant, num_classes: int) -> tuple[tuple[str, tuple], ...]:
-    """Parameter names and shapes; kept, because MindSpore takes seconds to build a large network."""
-    network = EfficientNet(scaling.width_coeff, scaling.depth_coeff, num_classes=num_classes)
-    return tuple((p.name, tuple(p.shape)) for p in network.get_parameters() if not p.name.endswith("random_step"))
-
-
-def check_weights(path: str, info: ModelInfo, weights: Weights, shapes: dict[str, tuple]) -> None:
-    """Refuse weights that are not exactly the network's.
+def check_weights(path: str, info: ModelInfo, weights: Weights) -> None:
+    """Refuse weights that are not exactly those of the network that `info` describes.
 
     Raises:
         RunError: if one is missing or has another shape.
     """
+    shapes = network_shapes(info)
     missing = sorted(set(shapes) - set(weights))
     if missing:
         raise RunError(f"{path}: {len(missing)} parameters are missing, {missing[0]} among them")

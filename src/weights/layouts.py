@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Callable
 
+from src.models.family import Block
+
 TORCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-MINDSPORE_NORM = {name: name for name in TORCH_NORM}
-Block = Callable[[int, int, bool], dict[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Layout:
         mark: a pattern of the stem's name, which no other layout has.
         stem, head: names of the convolution and of its norm.
         classifier: name of the dense layer.
-        block: stage number, number within the stage and whether the block expands, to the names of its parts.
-        norm: our four names within a batch norm to theirs.
-        unused: a pattern of entries that the network does not compute with.
+        block: gives the names of a block's parts, ours to theirs; those of parts that the block lacks mean nothing.
+        unused: a pattern of the entries that the network does not compute with.
+        norm: our names within a batch norm to theirs, where these differ.
     """
 
     title: str
@@ -31,44 +31,52 @@ class Layout:
     stem: tuple[str, str]
     head: tuple[str, str]
     classifier: str
-    block: Block
-    norm: Mapping[str, str]
+    block: Callable[[Block], dict[str, str]]
     unused: str
+    norm: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def timm_block(stage: int, repeat: int, expands: bool) -> dict[str, str]:
-    """timm's parts: in the first stage `conv_pw` is the projection, elsewhere the expansion."""
+def timm_block(block: Block) -> dict[str, str]:
+    """timm's parts: `conv_pw` is the expansion, or the projection in a block that does not expand."""
     parts = (
         ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
-        if expands
+        if block.expands
         else (None, None, "conv_dw", "bn1", "conv_pw", "bn2")
     )
-    return name_parts(f"blocks.{stage}.{repeat}", parts, "se.conv_reduce", "se.conv_expand")
+    return name_parts(f"blocks.{block.stage}.{block.repeat}", parts, "se.conv_reduce", "se.conv_expand")
 
 
-def torchvision_block(stage: int, repeat: int, expands: bool) -> dict[str, str]:
+def torchvision_block(block: Block) -> dict[str, str]:
     """torchvision's parts are numbered in order, so a block without expansion starts one lower."""
-    first = 0 if expands else -1
+    first = 0 if block.expands else -1
     parts = tuple(f"{first + i}.{j}" for i in (0, 1, 3) for j in (0, 1))
-    return name_parts(f"features.{stage + 1}.{repeat}.block", parts, f"{first + 2}.fc1", f"{first + 2}.fc2")
+    prefix = f"features.{block.stage + 1}.{block.repeat}.block"
+    return name_parts(prefix, parts, f"{first + 2}.fc1", f"{first + 2}.fc2")
 
 
-def zoo_block(stage: int, repeat: int, expands: bool) -> dict[str, str]:
+def zoo_block(block: Block) -> dict[str, str]:
     """The MindSpore model zoo's parts."""
     parts = tuple(f"{name}_conv.{j}" for name in ("expand", "depth_wise", "project") for j in (0, 1))
-    return name_parts(f"blocks.{stage}.layers.{repeat}", parts, "se.se.1", "se.se.3")
+    return name_parts(f"blocks.{block.stage}.layers.{block.repeat}", parts, "se.se.1", "se.se.3")
 
 
-def mindcv_block(stage: int, repeat: int, expands: bool) -> dict[str, str]:
+def mindcv_block(block: Block) -> dict[str, str]:
     """MindCV's parts are numbered in order, activations counted."""
-    first = 0 if expands else -3
+    first = 0 if block.expands else -3
     parts = tuple(str(first + i) for i in (0, 1, 3, 4, 7, 8))
     squeeze = f"{first + 6}.conv_"
-    return name_parts(f"features.{stage + 3}.{repeat}.block", parts, squeeze + "reduce", squeeze + "expand")
+    prefix = f"features.{block.stage + 3}.{block.repeat}.block"
+    return name_parts(prefix, parts, squeeze + "reduce", squeeze + "expand")
 
 
 def name_parts(prefix: str, parts: tuple, reduce: str, expand: str) -> dict[str, str]:
-    """Our names of a block's parts to theirs, which come as convolution and norm of expand, depthwise, project."""
+    """Our names of a block's parts to theirs.
+
+    Args:
+        prefix: of all their names.
+        parts: their names of convolution and norm of the expansion, of the depthwise part and of the projection.
+        reduce, expand: their names of squeeze-and-excitation's two convolutions.
+    """
     ours = [f"{part}.{kind}" for part in ("expand", "depthwise", "project") for kind in ("conv", "norm")]
     names = dict(zip(ours, parts))
     names.update({"se.reduce": reduce, "se.expand": expand})
@@ -91,8 +99,8 @@ LAYOUTS = {
         head=("conv_head", "bn2"),
         classifier="classifier",
         block=timm_block,
-        norm=TORCH_NORM,
         unused="n_averaged",
+        norm=TORCH_NORM,
     ),
     "torchvision": Layout(
         title="torchvision",
@@ -101,8 +109,8 @@ LAYOUTS = {
         head=("features.8.0", "features.8.1"),
         classifier="classifier.1",
         block=torchvision_block,
-        norm=TORCH_NORM,
         unused="n_averaged",
+        norm=TORCH_NORM,
     ),
     "zoo": Layout(
         title="the MindSpore model zoo",
@@ -111,7 +119,6 @@ LAYOUTS = {
         head=("head.0", "head.1"),
         classifier="head.6",
         block=zoo_block,
-        norm=MINDSPORE_NORM,
         # The published first stage carries an expansion that its network never calls.
         unused=rf"blocks\.0\.layers\.\d+\.expand_conv\..+|{TRAINING_ENTRIES}",
     ),
@@ -122,13 +129,12 @@ LAYOUTS = {
         head=("features.10", "features.11"),
         classifier="mlp_head",
         block=mindcv_block,
-        norm=MINDSPORE_NORM,
         unused=TRAINING_ENTRIES,
     ),
 }
 
 
-def recognise(names) -> Layout | None:
+def recognise(names: Iterable[str]) -> Layout | None:
     """The layout whose stem is among the names, or None."""
     for layout in LAYOUTS.values():
         if any(re.fullmatch(layout.mark, name) for name in names):

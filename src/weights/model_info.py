@@ -16,7 +16,7 @@ from src.models.family import PADDINGS, VARIANTS
 
 FORMAT = 1
 METADATA_KEY = "efficientnet"
-"""Of the entry in an ONNX file's metadata that holds the description."""
+"""Of the entry in the metadata of an ONNX or .safetensors file that holds the description."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ModelInfo:
     """A network and the input that it expects.
 
     Attributes:
-        variant: "b0" to "b7".
+        variant: the member of the family, a key of `VARIANTS`.
         num_classes: width of the logits, at least 1.
         class_names: the class folders' names in the order of the labels, or None where they are not known.
         padding: "same" (TensorFlow's) or "symmetric" (PyTorch's).

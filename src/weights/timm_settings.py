@@ -9,26 +9,33 @@ import re
 
 from src.common.cli import RunError, UsageError
 from src.images.preprocess import Preprocess
+from src.models.family import VARIANTS
 from src.weights.model_info import ModelInfo
+from src.weights.names import WeightFile
 from src.weights.sources import SOURCES
 
-ARCHITECTURE = re.compile(r"(tf_)?efficientnet_(b[0-7])(?![0-9])")
-"""timm's names of the networks; what it published under them is named further, `tf_efficientnet_b0.ap_in1k`."""
+ARCHITECTURE = re.compile(rf"(tf_)?efficientnet_({'|'.join(VARIANTS)})(?![0-9])")
+"""timm's names of the networks; those of weights go on behind them, `tf_efficientnet_b0.ap_in1k`."""
 
 
-def describe_timm(
-    path: str, variant: str, num_classes: int, architecture: str | None, name: str | None
-) -> tuple[ModelInfo, str]:
+def describe_timm(file: WeightFile, architecture: str | None, variant: str, num_classes: int) -> tuple[ModelInfo, str]:
     """What timm's weights expect. Their tensors do not say whether TensorFlow's padding goes with them: a name does.
 
-    Args: those of `describe_source`.
+    Args:
+        file: the weights.
+        architecture: timm's name of the network as the user gave it, or None.
+        variant, num_classes: what the tensors say.
+
+    Returns:
+        The description and a phrase on the source.
 
     Raises:
         UsageError: if no name says it, or two say different things.
         RunError: if the name is that of another network.
     """
+    path = file.path
     settings = read_timm_config(path)
-    where, name = find_name(path, architecture, name, settings)
+    where, name = find_name(file, architecture, settings)
     if name is None:
         raise UsageError(
             f"{path}: timm's efficientnet_{variant} and tf_efficientnet_{variant} have the same tensors but pad "
@@ -43,12 +50,19 @@ def describe_timm(
     return info, f"timm's {match[0]}"
 
 
-def find_name(path: str, architecture: str | None, name: str | None, settings: dict) -> tuple[str, str | None]:
-    """timm's name of the network, from the flag, the file itself, or what lies around it; and where it was found."""
+def find_name(file: WeightFile, architecture: str | None, settings: dict) -> tuple[str, str | None]:
+    """The start of a sentence on where timm's name of the network was found, and the name.
+
+    The user's word counts first, then that of the file itself, then its name and the config.json beside it.
+
+    Raises:
+        UsageError: if the file's name and config.json contradict each other.
+    """
+    path = file.path
     if architecture:
         return "--architecture is", architecture
-    if name:
-        return f"{path} says that it is", name
+    if file.architecture:
+        return f"{path} says that it is", file.architecture
     in_config, in_path = settings.get("architecture"), name_from_path(path)
     if in_config and in_path and ARCHITECTURE.match(in_config)[0] != ARCHITECTURE.match(in_path)[0]:
         raise UsageError(
@@ -60,7 +74,7 @@ def find_name(path: str, architecture: str | None, name: str | None, settings: d
 
 
 def name_from_path(path: str) -> str | None:
-    """timm's name of a model from a file's name on, or that of a folder of the hub's cache."""
+    """timm's name of a model and all behind it, in a file's name or that of a folder in the hub's cache."""
     folders = [part for part in os.path.abspath(path).split(os.sep)[:-1] if part.startswith("models--timm--")]
     for part in [os.path.basename(path)] + folders[::-1]:
         match = ARCHITECTURE.search(part)
@@ -70,12 +84,12 @@ def name_from_path(path: str) -> str | None:
 
 
 def config_path(path: str) -> str:
-    """Where timm's hub keeps what a model.safetensors expects."""
+    """Where timm's hub says what a model.safetensors expects."""
     return os.path.join(os.path.dirname(path), "config.json")
 
 
 def read_timm_config(path: str) -> dict:
-    """The settings of timm's config.json beside a weight file; empty without one of these networks."""
+    """The settings in timm's config.json beside a weight file; empty if there is none, or one of another network."""
     try:
         with open(config_path(path), encoding="utf-8") as file:
             settings = json.load(file)
@@ -85,10 +99,15 @@ def read_timm_config(path: str) -> dict:
 
 
 def timm_preprocess(settings: dict, default: Preprocess, source: str) -> Preprocess:
-    """The images of timm's config.json, whose means and deviations are of pixels from 0 to 1.
+    """The images as timm's config.json has them, whose means and deviations are of pixels from 0 to 1.
+
+    Args:
+        settings: of `read_timm_config`.
+        default: takes the place of an interpolation that is missing or that `Preprocess` has not.
+        source: the file, for the error's sentence.
 
     Raises:
-        RunError: if it makes no sense.
+        RunError: if the settings make no sense.
     """
     settings = settings.get("pretrained_cfg", settings)
     try:

@@ -166,7 +166,7 @@ class TestExactness:
         our_loss, our_gradients = step(ms.Tensor(images), ms.Tensor(labels, ms.int32))
 
         assert float(our_loss.asnumpy()) == pytest.approx(loss, rel=1e-3)
-        names = parameter_names(SOURCES[source].layout, "b0")
+        names = parameter_names(SOURCES[source].layout, VARIANTS["b0"])
         assert {names[p.name] for p in parameters} == set(gradients)
         largest = max(np.linalg.norm(gradient) for gradient in gradients.values())
         for parameter, gradient in zip(parameters, our_gradients):
@@ -319,7 +319,7 @@ class TestFiles:
 
 def write_published(project, weights, path):
     """A checkpoint of another MindSpore project, as MindSpore writes it: no checksum, no description."""
-    names = parameter_names(LAYOUTS[project], "b0")
+    names = parameter_names(LAYOUTS[project], VARIANTS["b0"])
     entries = {names[our]: value for our, value in weights.items()}
     if project == "zoo":
         first = {"0.weight": (32, 32, 1, 1), **dict.fromkeys(("1.gamma", "1.beta"), (32,))}
