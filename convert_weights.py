@@ -71,7 +71,7 @@ def main(argv=None) -> None:
     converted = read_source(arguments.source, arguments.architecture, arguments.averaged, class_num)
     converted = dataclasses.replace(converted, info=override(converted.info, ImageSettings(**given)))
     check_weights(arguments.source, converted.info, converted.weights)
-    describe(converted)
+    print_summary(converted)
     if arguments.to:
         write_theirs(arguments.target, arguments.to, converted)
         hint = peer_call(converted.info, arguments.to)
@@ -82,7 +82,7 @@ def main(argv=None) -> None:
     print(f"written: {arguments.target}, for\n" + textwrap.indent(hint, "    "))
 
 
-def describe(converted: Converted) -> None:
+def print_summary(converted: Converted) -> None:
     """Say what was found and what was assumed."""
     info, images = converted.info, converted.info.preprocess
     print(f"source: {converted.origin}")

@@ -19,6 +19,7 @@ import os
 import re
 import tempfile
 import zlib
+from collections.abc import Iterator
 
 import mindspore as ms
 import numpy as np
@@ -52,7 +53,7 @@ class Checkpoint:
         ema: the same names with averaged values, or None.
         training: the optimiser's parameters and the like, by MindSpore's names; empty outside of training.
         state: epoch, step and the like; empty outside of training.
-        described: whether the file itself says what `info` does; a published one leaves the images unsaid.
+        described: whether the file holds `info`; for one that another project published it comes from a table.
     """
 
     path: str
@@ -150,7 +151,11 @@ def read_checkpoint(path: str) -> Checkpoint:
 
 
 def read_published(path: str, entries: Weights) -> Checkpoint:
-    """Understand the entries of a checkpoint that this project did not write: the model zoo's or MindCV's."""
+    """Translate the entries of a checkpoint that the model zoo or MindCV wrote.
+
+    Raises:
+        RunError: if it is neither's, or has no classifier.
+    """
     layout = recognise(entries)
     if layout not in (LAYOUTS["zoo"], LAYOUTS["mindcv"]):
         raise RunError(f"{path}: it is a checkpoint of another network, or one that does not say what it is")
@@ -163,7 +168,7 @@ def read_published(path: str, entries: Weights) -> Checkpoint:
 
 
 def read_entries(path: str) -> Weights:
-    """All entries of a verified .ckpt file: name to array, or to str for texts.
+    """All entries of a .ckpt file, verified: names to arrays, or to str where an entry is a text.
 
     Raises:
         RunError: if the file is missing, unreadable, truncated or altered.
@@ -179,7 +184,7 @@ def read_entries(path: str) -> Weights:
         raise RunError(f"{path}: the checkpoint is damaged, its checksum does not match")
     try:
         with quiet_logging():
-            # MindSpore insists on the suffix .ckpt; a file of another name is read through a link beside nothing.
+            # MindSpore reads no file whose name does not end in .ckpt.
             loaded = ms.load_checkpoint(path) if path.endswith(".ckpt") else load_through_link(path)
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         foreign = path.endswith((".safetensors", ".pth", ".pt", ".bin", ".tar"))
@@ -188,7 +193,7 @@ def read_entries(path: str) -> Weights:
             f"{path}: the checkpoint cannot be read; it is truncated or not a MindSpore checkpoint{hint}"
         ) from error
     if INFO_ENTRY in loaded and not checked:
-        # Ours always have one: the end of the file is missing.
+        # This project's checkpoints always have one, so the end of the file is missing.
         raise RunError(f"{path}: the checkpoint is damaged, its checksum is missing")
     return {name: value if isinstance(value, str) else value.asnumpy() for name, value in loaded.items()}
 
@@ -202,7 +207,7 @@ def load_through_link(path: str) -> dict:
 
 
 def has_valid_checksum(path: str) -> bool | None:
-    """Whether the file's CRC-32 matches; None where the file carries none, as the model zoo's do not.
+    """Whether the file's CRC-32 matches; None if the file has none, like the model zoo's.
 
     Raises:
         OSError: if the file cannot be read.
@@ -223,15 +228,15 @@ def has_valid_checksum(path: str) -> bool | None:
     return int.from_bytes(end[len(CRC_MARK) :], "big") == checksum
 
 
-class quiet_logging:
-    """Silence MindSpore's Python log while it handles a file that may be broken: we say it in a sentence."""
-
-    def __enter__(self):
-        self.level = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
-
-    def __exit__(self, *exception):
-        logging.disable(self.level)
+@contextlib.contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Silence MindSpore's Python log while it handles a file that may be broken: the error's sentence says it."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
 
 def network_shapes(info: ModelInfo) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Weights of any known project to ours: what a file is, what it expects, and the same under another project's names."""
+"""Convert weights: read those of any known project with what they expect, and write them as ours or as another's."""
 
 from __future__ import annotations
 
@@ -171,13 +171,17 @@ def new_classifier(info: ModelInfo) -> Weights:
 
 
 def write_ours(path: str, converted: Converted) -> None:
-    """Write a checkpoint of this project."""
+    """Write converted weights as a checkpoint of this project."""
     counters = None if converted.counters is None else {COUNTERS: converted.counters}
     write_checkpoint(path, converted.weights, converted.info, training=counters)
 
 
 def write_theirs(path: str, project: str, converted: Converted) -> None:
-    """Write weights under another project's names."""
+    """Write converted weights under another project's names, as .safetensors.
+
+    Args:
+        project: "timm" or "torchvision".
+    """
     info = converted.info
     tensors = to_theirs(LAYOUTS[project], info.variant, converted.weights, converted.counters)
     # PyTorch's loaders look for "format".

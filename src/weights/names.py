@@ -75,13 +75,13 @@ class WeightFile:
         path: the file.
         entries: its names to arrays.
         texts: the texts within it.
-        architecture: timm's name of the network, where the file says it.
+        timm_name: that of the network, where the file says it.
     """
 
     path: str
     entries: Weights
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    architecture: str | None = None
+    timm_name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ def describe_family() -> str:
 
 
 def to_ours(entries: Weights, source: str) -> Translated:
-    """Recognise a file's entries and rename them to our parameters, each exactly once.
+    """Find out which network a file's entries are the weights of, and give each of them our name.
 
     Args:
         entries: their names to arrays.
@@ -205,13 +205,17 @@ def to_theirs(layout: Layout, variant: str, weights: Weights, counters: np.ndarr
 
 
 def counter_names(names: dict[str, str]) -> list[str]:
-    """The names of PyTorch's `COUNTERS` beside those of the running means; empty for layouts that are not PyTorch's."""
+    """The names of the `COUNTERS`, in the order of the batch norms; empty for layouts that are not PyTorch's."""
     ending = "running_mean"
     return [their[: -len(ending)] + COUNTERS for their in names.values() if their.endswith(f".{ending}")]
 
 
 def read_counters(entries: Weights, names: list[str], source: str) -> np.ndarray | None:
-    """The counters in the order of `names`, 0 for one that is missing; None without any."""
+    """The counters in the order of `names`, 0 where one is missing; None where all are.
+
+    Raises:
+        RunError: if one is not a whole number.
+    """
     if not any(name in entries for name in names):
         return None
     values = [np.asarray(entries.get(name, 0)) for name in names]
@@ -222,7 +226,11 @@ def read_counters(entries: Weights, names: list[str], source: str) -> np.ndarray
 
 
 def as_float32(value, name: str, source: str) -> np.ndarray:
-    """An entry's numbers, from any floating type."""
+    """An entry of any floating type as float32.
+
+    Raises:
+        RunError: if it holds something else, or numbers that are not finite in float32.
+    """
     value = np.asarray(value)
     # ml_dtypes' bfloat16 is no subtype of np.floating, and reports kind 'V'.
     if value.dtype.kind != "f" and value.dtype.name != "bfloat16":
@@ -239,5 +247,5 @@ def count_entries(names: list[str]) -> str:
 
 
 def list_names(names: list[str], shown: int = 10) -> str:
-    """The names for a sentence; of very many the first."""
+    """The names for a sentence; only the first `shown` of more."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} others" if len(names) > shown else "")

@@ -1,4 +1,4 @@
-"""From a description and weights to a network of MindSpore's cells, and from its parameters back to weights."""
+"""Networks out of descriptions and weights: build one, set its parameters, find its weights among them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def build_network(info: ModelInfo, **settings) -> nn.Cell:
     """The network that `info` describes, freshly initialised.
 
     Args:
-        settings: further arguments of `EfficientNet`, for training.
+        settings: further arguments of `create_network`, for training.
     """
     return create_network(
         info.variant, num_classes=info.num_classes, padding=info.padding, norm_eps=info.norm_eps, **settings

@@ -1,4 +1,4 @@
-"""The published families of weights, and what their files leave unsaid: padding, epsilon, the images they expect."""
+"""The published families of weights, and what their files do not say: padding, epsilon, the images they expect."""
 
 from __future__ import annotations
 

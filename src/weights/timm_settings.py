@@ -61,8 +61,8 @@ def find_name(file: WeightFile, architecture: str | None, settings: dict) -> tup
     path = file.path
     if architecture:
         return "--architecture is", architecture
-    if file.architecture:
-        return f"{path} says that it is", file.architecture
+    if file.timm_name:
+        return f"{path} says that it is", file.timm_name
     in_config, in_path = settings.get("architecture"), name_from_path(path)
     if in_config and in_path and ARCHITECTURE.match(in_config)[0] != ARCHITECTURE.match(in_path)[0]:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Weight files of PyTorch projects, read without trusting them: .safetensors, and .pth where PyTorch is installed."""
+"""Weight files of PyTorch projects, read without running code in them: .safetensors, and .pth if PyTorch is there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ARCHITECTURE_KEY = "arch"
 # PyTorch's wrapper for several devices puts this before every name.
 WRAPPER = "module."
 # The format's own bound on its header.
-MAX_HEADER = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 
 
 def read_safetensors(path: str) -> WeightFile:
@@ -59,7 +59,7 @@ def read_header(path: str) -> dict:
 
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(os.path.getsize(path) - 8, MAX_HEADER):
+        if not 2 <= length <= min(os.path.getsize(path) - 8, MAX_HEADER_BYTES):
             raise RunError(f"{path}: it is no .safetensors file, or a truncated one")
         try:
             header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=unique)
@@ -120,8 +120,8 @@ def read_pth(path: str, averaged: bool) -> WeightFile:
         tensors = {str(name): to_numpy(value) for name, value in state.items()}
     except (AttributeError, TypeError, RuntimeError):
         raise RunError(f"{path}: its weights are not plain tensors") from None
-    architecture = loaded.get(ARCHITECTURE_KEY)
-    return WeightFile(path, tensors, architecture=architecture if isinstance(architecture, str) else None)
+    name = loaded.get(ARCHITECTURE_KEY)
+    return WeightFile(path, tensors, timm_name=name if isinstance(name, str) else None)
 
 
 def find_state(loaded, averaged: bool):
