@@ -14,10 +14,10 @@ import textwrap
 
 from src.common.cli import UsageError, boolean, create_parser, run_cli
 from src.config import add_parameters, take_parameters
-from src.weights.checkpoint import check_weights, network_shapes
+from src.weights.checkpoint import check_weights
 from src.weights.conversion import (
-    ARCHITECTURE,
     Converted,
+    ImageSettings,
     override,
     peer_call,
     peer_source,
@@ -26,7 +26,8 @@ from src.weights.conversion import (
     write_theirs,
 )
 from src.weights.model_info import ModelInfo
-from src.weights.names import count, list_names
+from src.weights.names import count_entries, describe_family, list_names
+from src.weights.timm_settings import ARCHITECTURE
 
 OVERRIDES = ("class_num", "image_size", "crop_ratio", "interpolation", "mean", "std")
 
@@ -55,8 +56,9 @@ def parse_arguments(argv=None):
         if os.path.samefile(arguments.source, arguments.target):
             raise UsageError("--source and --target are the same file")
     if arguments.architecture and not re.fullmatch(rf"{ARCHITECTURE.pattern}([._].*)?", arguments.architecture):
+        members = describe_family().lower()
         raise UsageError(
-            f"--architecture is '{arguments.architecture}', not efficientnet_b0 to b7 or tf_efficientnet_b0 to b7"
+            f"--architecture is '{arguments.architecture}', not efficientnet_{members} or tf_efficientnet_{members}"
         )
     return arguments, parameters
 
@@ -64,10 +66,12 @@ def parse_arguments(argv=None):
 def main(argv=None) -> None:
     """Read, translate, write, say what was done."""
     arguments, parameters = parse_arguments(argv)
-    converted = read_source(arguments.source, arguments.architecture, arguments.averaged, parameters)
-    converted = dataclasses.replace(converted, info=override(converted.info, parameters))
-    check_weights(arguments.source, converted.info, converted.weights, network_shapes(converted.info))
-    describe(converted)
+    given = {name: getattr(parameters, name) for name in OVERRIDES if name in parameters.given}
+    class_num = given.pop("class_num", None)
+    converted = read_source(arguments.source, arguments.architecture, arguments.averaged, class_num)
+    converted = dataclasses.replace(converted, info=override(converted.info, ImageSettings(**given)))
+    check_weights(arguments.source, converted.info, converted.weights)
+    print_summary(converted)
     if arguments.to:
         write_theirs(arguments.target, arguments.to, converted)
         hint = peer_call(converted.info, arguments.to)
@@ -78,7 +82,7 @@ def main(argv=None) -> None:
     print(f"written: {arguments.target}, for\n" + textwrap.indent(hint, "    "))
 
 
-def describe(converted: Converted) -> None:
+def print_summary(converted: Converted) -> None:
     """Say what was found and what was assumed."""
     info, images = converted.info, converted.info.preprocess
     print(f"source: {converted.origin}")
@@ -93,7 +97,7 @@ def describe(converted: Converted) -> None:
     )
     if converted.left_out:
         names = list_names(converted.left_out)
-        print(f"left out, the network does not compute with them: {count(converted.left_out)}, {names}")
+        print(f"left out, the network does not compute with them: {count_entries(converted.left_out)}, {names}")
 
 
 def warn_of_padding(info: ModelInfo, project: str) -> None:

@@ -15,7 +15,8 @@ from src.data.image_folder import ImageFolder, read_image_folder
 from src.dataset import BadImages, create_dataset
 from src.evaluation.evaluate import evaluate
 from src.runtime.device import prepare_device
-from src.weights.checkpoint import Checkpoint, build_network, load_weights, read_checkpoint
+from src.weights.checkpoint import Checkpoint, read_checkpoint
+from src.weights.network import build_network, load_weights
 
 # The default of 256 needs gigabytes and is no faster on a CPU.
 CPU_BATCH_SIZE = 32

@@ -14,7 +14,7 @@ from src.export.exporter import export
 from src.export.plan import PRECISIONS, SUFFIXES, Plan, complete_path
 from src.runtime.device import prepare_device
 from src.weights.checkpoint import Checkpoint, read_checkpoint
-from src.weights.conversion import override
+from src.weights.conversion import ImageSettings, override
 from src.weights.model_info import ModelInfo
 
 SHARED = ("device_target", "device_id", "variant", "class_num", "image_size")
@@ -79,7 +79,9 @@ def resolve_info(parameters: Config, checkpoint: Checkpoint) -> ModelInfo:
         if flag in parameters.given and given != before:
             hint = "; convert_weights.py can write a checkpoint of another size" if flag == "image_size" else ""
             raise UsageError(f"--{flag} is {given}, but {checkpoint.path} was trained with {before}{hint}")
-    return info if checkpoint.described else override(info, parameters)
+    if checkpoint.described or "image_size" not in parameters.given:
+        return info
+    return override(info, ImageSettings(image_size=parameters.image_size))
 
 
 def main(argv=None) -> None:

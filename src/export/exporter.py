@@ -15,9 +15,10 @@ from src.data.image_list import images_below
 from src.export.mindir_file import open_mindir, run_batches, write_mindspore
 from src.export.plan import Plan, normalise_all
 from src.export.verification import Comparison, compare, noise_pixels, pick_evenly, read_pixels
-from src.weights.checkpoint import Checkpoint, build_network, load_weights
+from src.weights.checkpoint import Checkpoint
 from src.weights.model_info import info_path
 from src.weights.names import Weights
+from src.weights.network import build_network, load_weights
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 0.03, "int8": 0.5}
 """Difference allowed for each unit of the largest logit. How good int8 is, an evaluation must tell."""

@@ -15,9 +15,10 @@ from src.common.cli import RunError
 from src.export.plan import SUFFIXES, Plan
 from src.images.preprocess import Preprocess
 from src.models.layers import ConvNormActivation, convolution
-from src.weights.checkpoint import build_network, load_weights, quiet_logging
+from src.weights.checkpoint import quiet_logging
 from src.weights.folding import fold_batch_norm
 from src.weights.names import Weights
+from src.weights.network import build_network, load_weights
 
 
 class ExportedNetwork(nn.Cell):

@@ -19,7 +19,8 @@ from src.training.run_folder import CheckpointFolder
 from src.training.schedule import Progress
 from src.training.step import TrainStep, network_weights
 from src.training.stop import StopRequest
-from src.weights.checkpoint import Weights, find_checkpoints
+from src.weights.checkpoint import find_checkpoints
+from src.weights.names import Weights
 
 SECONDS_FOR_OTHERS = 2.0
 

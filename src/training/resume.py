@@ -10,8 +10,10 @@ from src.common.cli import UsageError
 from src.config import PARAMETERS, Config
 from src.training.schedule import Progress
 from src.training.step import TrainStep, network_weights
-from src.weights.checkpoint import Checkpoint, Weights, load_weights
+from src.weights.checkpoint import Checkpoint
 from src.weights.model_info import ModelInfo
+from src.weights.names import Weights
+from src.weights.network import load_weights
 
 
 def merge_resumed(config: Config, checkpoint: Checkpoint, rank_size: int) -> Config:

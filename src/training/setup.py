@@ -18,7 +18,8 @@ from src.images.augment import Augmentation
 from src.images.mix import create_mix
 from src.kernels import Kernels
 from src.loss import CrossEntropySmooth
-from src.models.effnet import VARIANTS, EfficientNet, create_network
+from src.models.effnet import EfficientNet, create_network
+from src.models.family import VARIANTS
 from src.runtime.collective import count_ranks, find_disagreement, take_from_rank_0
 from src.runtime.device import Device, prepare_device
 from src.training.optimizer import create_optimizer
@@ -27,8 +28,9 @@ from src.training.resume import adopt_pretrained, check_class_names, fit_classif
 from src.training.run_folder import find_resume
 from src.training.schedule import Progress, Schedule, create_schedule
 from src.training.step import StepSettings, TrainStep
-from src.weights.checkpoint import Checkpoint, build_network, load_weights, read_checkpoint
+from src.weights.checkpoint import Checkpoint, read_checkpoint
 from src.weights.model_info import ModelInfo
+from src.weights.network import build_network, load_weights
 
 STATISTICS = ("moving_mean", "moving_variance")
 

@@ -10,7 +10,9 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, nn, ops
 
 from src.runtime.collective import MeanInOneMessage
-from src.weights.checkpoint import EMA_PREFIX, Weights, model_parameters
+from src.weights.checkpoint import EMA_PREFIX
+from src.weights.names import Weights
+from src.weights.network import model_parameters
 
 # The warm-up of the moving average's decay, (1 + t) / (10 + t) after t updates, is TensorFlow's
 # ExponentialMovingAverage(num_updates=t): the average follows closely at first and is useful in short runs too.

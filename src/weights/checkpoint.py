@@ -13,23 +13,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import os
 import re
+import tempfile
 import zlib
+from collections.abc import Iterator
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn
 
 from src.common.cli import RunError
 from src.common.files import atomic_path
-from src.models.effnet import EfficientNet, create_network
-from src.models.family import VARIANTS, Variant
+from src.models.family import VARIANTS
+from src.weights.layouts import LAYOUTS, recognise
 from src.weights.model_info import ModelInfo
-from src.weights.names import LAYOUTS, Weights, recognise, to_ours
+from src.weights.names import Weights, parameter_shapes, to_ours
 from src.weights.sources import source_of
 
 EMA_PREFIX = "ema."
@@ -39,7 +39,7 @@ BEST_NAME = "best.ckpt"
 # MindSpore ends a checked file with "crc_num" and the CRC-32 of all before it in 10 bytes, most significant first.
 CRC_MARK = b"crc_num"
 CRC_BYTES = 10
-NAME_PATTERN = re.compile(r"Efficientnet_b[0-7]-rank(\d+)-(\d+)_(\d+)\.ckpt")
+NAME_PATTERN = re.compile(rf"Efficientnet_({'|'.join(VARIANTS)})-rank(\d+)-(\d+)_(\d+)\.ckpt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Checkpoint:
         ema: the same names with averaged values, or None.
         training: the optimiser's parameters and the like, by MindSpore's names; empty outside of training.
         state: epoch, step and the like; empty outside of training.
-        described: whether the file itself says what `info` does; a published one leaves the images unsaid.
+        described: whether the file holds `info`; for one that another project published it comes from a table.
     """
 
     path: str
@@ -73,7 +73,7 @@ def checkpoint_name(variant: str, rank: int, epoch: int, step: int) -> str:
 def parse_name(path: str) -> tuple[int, int] | None:
     """Epoch and step from a file name of `checkpoint_name`, or None."""
     match = NAME_PATTERN.fullmatch(os.path.basename(path))
-    return (int(match[2]), int(match[3])) if match else None
+    return (int(match[3]), int(match[4])) if match else None
 
 
 def find_checkpoints(folder: str) -> list[str]:
@@ -140,9 +140,9 @@ def read_checkpoint(path: str) -> Checkpoint:
     names = network_shapes(info)
     weights = {name: entries.pop(name) for name in list(entries) if name in names}
     ema = {name: entries.pop(EMA_PREFIX + name) for name in names if EMA_PREFIX + name in entries}
-    check_weights(path, info, weights, names)
+    check_weights(path, info, weights)
     if ema:
-        check_weights(path, info, ema, names)
+        check_weights(path, info, ema)
     try:
         state = json.loads(state) if isinstance(state, str) else {}
     except ValueError:
@@ -151,7 +151,11 @@ def read_checkpoint(path: str) -> Checkpoint:
 
 
 def read_published(path: str, entries: Weights) -> Checkpoint:
-    """Understand the entries of a checkpoint that this project did not write: the model zoo's or MindCV's."""
+    """Translate the entries of a checkpoint that the model zoo or MindCV wrote.
+
+    Raises:
+        RunError: if it is neither's, or has no classifier.
+    """
     layout = recognise(entries)
     if layout not in (LAYOUTS["zoo"], LAYOUTS["mindcv"]):
         raise RunError(f"{path}: it is a checkpoint of another network, or one that does not say what it is")
@@ -159,12 +163,12 @@ def read_published(path: str, entries: Weights) -> Checkpoint:
     if translated.num_classes is None:
         raise RunError(f"{path}: it has no classifier; convert_weights.py can give it a new one")
     info = source_of(layout).describe(translated.variant, translated.num_classes)
-    check_weights(path, info, translated.weights, network_shapes(info))
+    check_weights(path, info, translated.weights)
     return Checkpoint(path, info, translated.weights, None, {}, {}, described=False)
 
 
 def read_entries(path: str) -> Weights:
-    """All entries of a verified .ckpt file: name to array, or to str for texts.
+    """All entries of a .ckpt file, verified: names to arrays, or to str where an entry is a text.
 
     Raises:
         RunError: if the file is missing, unreadable, truncated or altered.
@@ -180,7 +184,7 @@ def read_entries(path: str) -> Weights:
         raise RunError(f"{path}: the checkpoint is damaged, its checksum does not match")
     try:
         with quiet_logging():
-            # MindSpore insists on the suffix .ckpt; a file of another name is read through a link beside nothing.
+            # MindSpore reads no file whose name does not end in .ckpt.
             loaded = ms.load_checkpoint(path) if path.endswith(".ckpt") else load_through_link(path)
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         foreign = path.endswith((".safetensors", ".pth", ".pt", ".bin", ".tar"))
@@ -189,15 +193,13 @@ def read_entries(path: str) -> Weights:
             f"{path}: the checkpoint cannot be read; it is truncated or not a MindSpore checkpoint{hint}"
         ) from error
     if INFO_ENTRY in loaded and not checked:
-        # Ours always have one: the end of the file is missing.
+        # This project's checkpoints always have one, so the end of the file is missing.
         raise RunError(f"{path}: the checkpoint is damaged, its checksum is missing")
     return {name: value if isinstance(value, str) else value.asnumpy() for name, value in loaded.items()}
 
 
 def load_through_link(path: str) -> dict:
     """`load_checkpoint` for a file whose name does not end in .ckpt."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         link = os.path.join(folder, "link.ckpt")
         os.symlink(os.path.abspath(path), link)
@@ -205,7 +207,7 @@ def load_through_link(path: str) -> dict:
 
 
 def has_valid_checksum(path: str) -> bool | None:
-    """Whether the file's CRC-32 matches; None where the file carries none, as the model zoo's do not.
+    """Whether the file's CRC-32 matches; None if the file has none, like the model zoo's.
 
     Raises:
         OSError: if the file cannot be read.
@@ -226,40 +228,29 @@ def has_valid_checksum(path: str) -> bool | None:
     return int.from_bytes(end[len(CRC_MARK) :], "big") == checksum
 
 
-class quiet_logging:
-    """Silence MindSpore's Python log while it handles a file that may be broken: we say it in a sentence."""
+@contextlib.contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Silence MindSpore's Python log while it handles a file that may be broken: the error's sentence says it."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
-    def __enter__(self):
-        self.level = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
 
-    def __exit__(self, *exception):
-        logging.disable(self.level)
-
-
-def network_shapes(info: ModelInfo) -> dict[str, tuple]:
+def network_shapes(info: ModelInfo) -> dict[str, tuple[int, ...]]:
     """Parameter names and shapes of the network that `info` describes."""
-    return dict(scaled_shapes(VARIANTS[info.variant], info.num_classes))
+    return parameter_shapes(VARIANTS[info.variant], info.num_classes)
 
 
-@functools.lru_cache(maxsize=8)
-def scaled_shapes(scaling: Variant, num_classes: int) -> tuple[tuple[str, tuple], ...]:
-    """Parameter names and shapes; kept, because MindSpore takes seconds to build a large network."""
-    network = EfficientNet(scaling.width_coeff, scaling.depth_coeff, num_classes=num_classes)
-    return tuple((name, tuple(parameter.shape)) for name, parameter in model_parameters(network).items())
-
-
-def model_parameters(network: nn.Cell) -> dict[str, ms.Parameter]:
-    """Weights and batch-norm statistics by name; not the position in the random numbers."""
-    return {p.name: p for p in network.get_parameters() if not p.name.endswith("random_step")}
-
-
-def check_weights(path: str, info: ModelInfo, weights: Weights, shapes: dict[str, tuple]) -> None:
-    """Refuse weights that are not exactly the network's.
+def check_weights(path: str, info: ModelInfo, weights: Weights) -> None:
+    """Refuse weights that are not exactly those of the network that `info` describes.
 
     Raises:
         RunError: if one is missing or has another shape.
     """
+    shapes = network_shapes(info)
     missing = sorted(set(shapes) - set(weights))
     if missing:
         raise RunError(f"{path}: {len(missing)} parameters are missing, {missing[0]} among them")
@@ -269,37 +260,3 @@ def check_weights(path: str, info: ModelInfo, weights: Weights, shapes: dict[str
                 f"{path}: {name} has shape {weights[name].shape}, but {info.variant} with "
                 f"{info.num_classes} classes needs {shape}"
             )
-
-
-def build_network(info: ModelInfo, **settings) -> nn.Cell:
-    """The network that `info` describes, freshly initialised.
-
-    Args:
-        settings: further arguments of `EfficientNet`, for training.
-    """
-    return create_network(
-        info.variant, num_classes=info.num_classes, padding=info.padding, norm_eps=info.norm_eps, **settings
-    )
-
-
-def load_weights(network: nn.Cell, weights: Weights) -> None:
-    """Set every parameter of a network; names and shapes must have been checked."""
-    for name, parameter in model_parameters(network).items():
-        parameter.set_data(ms.Tensor(weights[name].astype(np.float32, copy=False)))
-
-
-def load_model(path: str, ema: bool = True) -> tuple[nn.Cell, ModelInfo]:
-    """Build the network that a checkpoint describes, with its weights, in evaluation mode.
-
-    Args:
-        path: the checkpoint.
-        ema: take the averaged weights where the file has them.
-
-    Raises:
-        RunError: see `read_checkpoint`.
-    """
-    checkpoint = read_checkpoint(path)
-    network = build_network(checkpoint.info)
-    load_weights(network, checkpoint.ema if ema and checkpoint.ema else checkpoint.weights)
-    network.set_train(False)
-    return network, checkpoint.info

@@ -1,29 +1,23 @@
-"""Weights of any known project to ours: what a file is, what it expects, and the same under another project's names."""
+"""Convert weights: read those of any known project with what they expect, and write them as ours or as another's."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from src.common.cli import RunError, UsageError
-from src.config import Config
 from src.images.preprocess import Preprocess
-from src.models.family import HEAD_CHANNELS, VARIANTS, classifier_bound, scale_channels
+from src.models.family import VARIANTS, classifier_bound
 from src.weights.checkpoint import INFO_ENTRY, read_checkpoint, read_entries, write_checkpoint
-from src.weights.model_info import ModelInfo
-from src.weights.names import CLASSIFIER, COUNTERS, LAYOUTS, Translated, Weights, to_ours, to_theirs
+from src.weights.layouts import LAYOUTS
+from src.weights.model_info import METADATA_KEY, ModelInfo
+from src.weights.names import CLASSIFIER, COUNTERS, Translated, WeightFile, Weights, to_ours, to_theirs
 from src.weights.sources import SOURCES, Source, source_of
+from src.weights.timm_settings import describe_timm
 from src.weights.torch_files import read_pth, read_safetensors, without_wrapper, write_safetensors
-
-ARCHITECTURE = re.compile(r"(tf_)?efficientnet_(b[0-7])(?![0-9])")
-"""timm's names of the networks; what it published under them is named further, `tf_efficientnet_b0.ap_in1k`."""
-INFO_TEXT = "efficientnet"
-"""The entry of a .safetensors file in which we describe the model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +28,7 @@ class Converted:
         weights: our names to float32 arrays, all parameters of the network.
         info: what they expect.
         origin: a phrase on where they came from.
-        counters: see `weights.COUNTERS`; None where they are not known.
+        counters: see `names.COUNTERS`; None where they are not known.
         left_out: the source's names of entries that the network does not compute with.
     """
 
@@ -45,14 +39,30 @@ class Converted:
     left_out: Sequence[str] = ()
 
 
-def read_source(path: str, architecture: str | None, averaged: bool, parameters: Config) -> Converted:
+@dataclasses.dataclass(frozen=True)
+class ImageSettings:
+    """What the user wants in place of a model's own image settings; None keeps the model's.
+
+    Attributes:
+        image_size, interpolation, mean, std: as in `Preprocess`.
+        crop_ratio: `image_size` by the shorter side after resizing.
+    """
+
+    image_size: int | None = None
+    crop_ratio: float | None = None
+    interpolation: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+
+def read_source(path: str, architecture: str | None, averaged: bool, class_num: int | None) -> Converted:
     """Read a weight file of any known project and translate it.
 
     Args:
         path: the file.
         architecture: timm's name of the network as the user gave it, or None.
         averaged: take averaged weights where the file has them.
-        parameters: the flags.
+        class_num: the number of classes as the user gave it, or None.
 
     Raises:
         RunError: if it cannot be read or is none of these networks.
@@ -60,20 +70,19 @@ def read_source(path: str, architecture: str | None, averaged: bool, parameters:
     """
     if not os.path.isfile(path):
         raise RunError(f"{path}: there is no such file")
-    texts, name = {}, None
     if path.endswith(".safetensors"):
-        entries, texts = read_safetensors(path)
+        file = read_safetensors(path)
     elif path.endswith((".pth", ".pt", ".bin", ".tar")):
-        entries, name = read_pth(path, averaged)
+        file = read_pth(path, averaged)
     elif path.endswith(".ckpt"):
-        entries = read_entries(path)
-        if INFO_ENTRY in entries:
-            return read_ours(path, architecture, averaged, parameters)
+        file = WeightFile(path, read_entries(path))
+        if INFO_ENTRY in file.entries:
+            return read_ours(path, architecture, averaged, class_num)
     else:
         raise UsageError(f"--source {path}: the name of a weight file ends in .safetensors, .pth, .pt, .bin or .ckpt")
-    translated = to_ours(without_wrapper(entries, path), path)
-    num_classes = count_classes(translated.num_classes, path, parameters)
-    info, origin = describe_source(path, texts, translated, num_classes, architecture, name)
+    translated = to_ours(without_wrapper(file.entries, path), path)
+    num_classes = settle_class_count(translated.num_classes, path, class_num)
+    info, origin = describe_source(file, architecture, translated, num_classes)
     weights = translated.weights
     if translated.num_classes is None:
         weights = {**weights, **new_classifier(info)}
@@ -82,56 +91,50 @@ def read_source(path: str, architecture: str | None, averaged: bool, parameters:
     return Converted(weights, info, origin, translated.counters, translated.left_out)
 
 
-def read_ours(path: str, architecture: str | None, averaged: bool, parameters: Config) -> Converted:
+def read_ours(path: str, architecture: str | None, averaged: bool, class_num: int | None) -> Converted:
     """Read one of this project's own checkpoints."""
     if architecture:
         raise UsageError(f"--architecture is for timm's weights, but {path} is a checkpoint of this project")
     checkpoint = read_checkpoint(path)
-    count_classes(checkpoint.info.num_classes, path, parameters)
+    settle_class_count(checkpoint.info.num_classes, path, class_num)
     origin, weights = "a checkpoint of this project", checkpoint.weights
     if averaged and checkpoint.ema:
         origin, weights = f"{origin}, averaged weights", checkpoint.ema
     return Converted(weights, checkpoint.info, origin, checkpoint.training.get(COUNTERS))
 
 
-def count_classes(classes: int | None, path: str, parameters: Config) -> int:
-    """The classes of the file's classifier, or of the flag where the file has none.
+def settle_class_count(found: int | None, path: str, given: int | None) -> int:
+    """The number of classes: of the file's classifier; where it has none the user's, or else ImageNet's.
 
     Raises:
-        UsageError: if the two contradict each other.
+        UsageError: if the user's contradicts the file's.
     """
-    if classes is None:
-        return parameters.class_num
-    if "class_num" in parameters.given and parameters.class_num != classes:
+    if found is None:
+        return ModelInfo.num_classes if given is None else given
+    if given not in (None, found):
         raise UsageError(
-            f"--class_num is {parameters.class_num}, but the classifier in {path} has {classes}; leave the flag out, "
+            f"--class_num is {given}, but the classifier in {path} has {found}; leave the flag out, "
             "training on other classes replaces the classifier by itself"
         )
-    return classes
+    return found
 
 
 def describe_source(
-    path: str,
-    texts: Mapping[str, str],
-    translated: Translated,
-    num_classes: int,
-    architecture: str | None,
-    name: str | None,
+    file: WeightFile, architecture: str | None, translated: Translated, num_classes: int
 ) -> tuple[ModelInfo, str]:
     """What the weights expect: from the file's own text, from timm's config.json beside it, else from the table.
 
     Args:
-        path: the file.
-        texts: the texts within it.
-        translated, num_classes: what its tensors say.
-        architecture, name: timm's name of the network as the user gave it and as the file has it, or None.
+        file: the weights.
+        architecture: timm's name of the network as the user gave it, or None.
+        translated, num_classes: what the tensors say.
 
     Returns:
         The description and a phrase on the source.
     """
-    variant, layout = translated.variant, translated.layout
-    if INFO_TEXT in texts:
-        info = ModelInfo.from_json(texts[INFO_TEXT], path)
+    path, variant, layout = file.path, translated.variant, translated.layout
+    if METADATA_KEY in file.texts:
+        info = ModelInfo.from_json(file.texts[METADATA_KEY], path)
         if info.variant != variant or info.num_classes != num_classes:
             raise RunError(
                 f"{path}: it says that it is {info.variant} with {info.num_classes} classes, but its tensors are those "
@@ -139,143 +142,57 @@ def describe_source(
             )
         return info, f"{layout.title}'s names, written by this project"
     if layout is LAYOUTS["timm"]:
-        return describe_timm(path, variant, num_classes, architecture, name)
+        return describe_timm(file, architecture, variant, num_classes)
     if architecture:
         raise UsageError(f"--architecture is for timm's weights, but {path} has {layout.title}'s names")
     source = source_of(layout)
     return source.describe(variant, num_classes, os.path.basename(path)), source.title
 
 
-def describe_timm(
-    path: str, variant: str, num_classes: int, architecture: str | None, name: str | None
-) -> tuple[ModelInfo, str]:
-    """What timm's weights expect. Their tensors do not say whether TensorFlow's padding goes with them: a name does.
-
-    Args: those of `describe_source`.
-
-    Raises:
-        UsageError: if no name says it, or two say different things.
-        RunError: if the name is that of another network.
-    """
-    settings = read_timm_config(path)
-    where, name = find_name(path, architecture, name, settings)
-    if name is None:
-        raise UsageError(
-            f"{path}: timm's efficientnet_{variant} and tf_efficientnet_{variant} have the same tensors but pad "
-            f"differently; say which it is with --architecture"
-        )
-    match = ARCHITECTURE.match(name)
-    if match is None or match[2] != variant:
-        raise RunError(f"{where} {name}, but the tensors in {path} are those of {variant}")
-    info = SOURCES["timm_tf" if match[1] else "timm"].describe(variant, num_classes, name)
-    if settings and ARCHITECTURE.match(settings["architecture"])[0] == match[0]:
-        info = dataclasses.replace(info, preprocess=timm_preprocess(settings, info.preprocess, config_path(path)))
-    return info, f"timm's {match[0]}"
-
-
-def find_name(path: str, architecture: str | None, name: str | None, settings: dict) -> tuple[str, str | None]:
-    """timm's name of the network, from the flag, the file itself, or what lies around it; and where it was found."""
-    if architecture:
-        return "--architecture is", architecture
-    if name:
-        return f"{path} says that it is", name
-    in_config, in_path = settings.get("architecture"), name_from_path(path)
-    if in_config and in_path and ARCHITECTURE.match(in_config)[0] != ARCHITECTURE.match(in_path)[0]:
-        raise UsageError(
-            f"{config_path(path)} says {in_config}, but the name of {path} says otherwise; say which it is with "
-            "--architecture"
-        )
-    # The file's name may say more: tf_efficientnet_b0.ap_in1k.
-    return ("the file's name says", in_path) if in_path else (f"{config_path(path)} says", in_config)
-
-
-def name_from_path(path: str) -> str | None:
-    """timm's name of a model from a file's name on, or that of a folder of the hub's cache."""
-    folders = [part for part in os.path.abspath(path).split(os.sep)[:-1] if part.startswith("models--timm--")]
-    for part in [os.path.basename(path)] + folders[::-1]:
-        match = ARCHITECTURE.search(part)
-        if match:
-            return part[match.start() :]
-    return None
-
-
-def config_path(path: str) -> str:
-    """Where timm's hub keeps what a model.safetensors expects."""
-    return os.path.join(os.path.dirname(path), "config.json")
-
-
-def read_timm_config(path: str) -> dict:
-    """The settings of timm's config.json beside a weight file; empty without one of these networks."""
-    try:
-        with open(config_path(path), encoding="utf-8") as file:
-            settings = json.load(file)
-        return settings if ARCHITECTURE.match(settings["architecture"]) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def timm_preprocess(settings: dict, default: Preprocess, source: str) -> Preprocess:
-    """The images of timm's config.json, whose means and deviations are of pixels from 0 to 1.
-
-    Raises:
-        RunError: if it makes no sense.
-    """
-    settings = settings.get("pretrained_cfg", settings)
-    try:
-        size = int(settings["input_size"][1])
-        interpolation = settings.get("interpolation", default.interpolation)
-        return Preprocess.from_dict(
-            {
-                "image_size": size,
-                "resize": max(size, int(size / settings["crop_pct"])),
-                "interpolation": interpolation if interpolation in ("bicubic", "bilinear") else default.interpolation,
-                "mean": [255 * value for value in settings["mean"]],
-                "std": [255 * value for value in settings["std"]],
-            }
-        )
-    except (RunError, KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, OverflowError) as error:
-        raise RunError(f"{source}: its settings of the images are broken ({error})") from None
-
-
-def override(info: ModelInfo, parameters: Config) -> ModelInfo:
-    """Put flags in the place of the source's image settings; a new size keeps the source's crop ratio."""
-    given, before = parameters.given, info.preprocess
-    settings = {name: getattr(parameters, name) for name in ("interpolation", "mean", "std") if name in given}
-    if "image_size" in given or "crop_ratio" in given:
-        size = parameters.image_size if "image_size" in given else before.image_size
-        ratio = parameters.crop_ratio if "crop_ratio" in given else before.image_size / before.resize
+def override(info: ModelInfo, wanted: ImageSettings) -> ModelInfo:
+    """Put what the user wants in the place of a model's image settings; a new size keeps the model's crop ratio."""
+    before = info.preprocess
+    settings = {name: getattr(wanted, name) for name in ("interpolation", "mean", "std")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if wanted.image_size is not None or wanted.crop_ratio is not None:
+        size = before.image_size if wanted.image_size is None else wanted.image_size
+        ratio = before.image_size / before.resize if wanted.crop_ratio is None else wanted.crop_ratio
         after = Preprocess.for_image_size(size, ratio)
         settings.update({"image_size": after.image_size, "resize": after.resize})
     return dataclasses.replace(info, preprocess=dataclasses.replace(before, **settings)) if settings else info
 
 
 def new_classifier(info: ModelInfo) -> Weights:
-    """A classifier as a new network starts with, the same every time."""
-    width = scale_channels(HEAD_CHANNELS, VARIANTS[info.variant].width_coeff)
+    """A classifier like that of a new network, the same every time."""
+    width = VARIANTS[info.variant].head_width
     bound = classifier_bound(info.num_classes)
     weight = np.random.default_rng(1).uniform(-bound, bound, (info.num_classes, width))
     return dict(zip(CLASSIFIER, (weight.astype(np.float32), np.zeros(info.num_classes, np.float32))))
 
 
 def write_ours(path: str, converted: Converted) -> None:
-    """Write a checkpoint of this project."""
+    """Write converted weights as a checkpoint of this project."""
     counters = None if converted.counters is None else {COUNTERS: converted.counters}
     write_checkpoint(path, converted.weights, converted.info, training=counters)
 
 
 def write_theirs(path: str, project: str, converted: Converted) -> None:
-    """Write weights under another project's names."""
+    """Write converted weights under another project's names, as .safetensors.
+
+    Args:
+        project: "timm" or "torchvision".
+    """
     info = converted.info
     tensors = to_theirs(LAYOUTS[project], info.variant, converted.weights, converted.counters)
     # PyTorch's loaders look for "format".
-    write_safetensors(path, tensors, {"format": "pt", INFO_TEXT: info.to_json()})
+    write_safetensors(path, tensors, {"format": "pt", METADATA_KEY: info.to_json()})
 
 
 def peer_call(info: ModelInfo, project: str) -> str:
     """Python lines with which the other project builds the network of these weights."""
     source = peer_source(info, project)
     eps = repr(info.norm_eps)
-    differs = source.norm_eps[list(VARIANTS).index(info.variant)] != info.norm_eps
+    differs = source.members[info.variant].norm_eps != info.norm_eps
     if project == "timm":
         prefix = "tf_" if source is SOURCES["timm_tf"] else ""
         bn_eps = f", bn_eps={eps}" if differs else ""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from src.weights.names import Weights
-
-NORM_PARTS = ("gamma", "beta", "moving_mean", "moving_variance")
+from src.weights.names import NORM_PARTS, Weights
 
 
 def fold_batch_norm(weights: Weights, norm_eps: float) -> Weights:
@@ -32,7 +30,7 @@ def fold_batch_norm(weights: Weights, norm_eps: float) -> Weights:
         if part != "weight" or f"{norm}.gamma" not in weights:
             folded[name] = value
             continue
-        gamma, beta, mean, variance = (weights[f"{norm}.{part}"].astype(np.float64) for part in NORM_PARTS)
+        mean, variance, gamma, beta = (weights[f"{norm}.{part}"].astype(np.float64) for part in NORM_PARTS)
         scale = gamma / np.sqrt(variance + norm_eps)
         folded[name] = (value.astype(np.float64) * scale.reshape(-1, 1, 1, 1)).astype(np.float32)
         folded[f"{layer}.bias"] = (beta - mean * scale).astype(np.float32)

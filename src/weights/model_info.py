@@ -14,9 +14,9 @@ from src.common.cli import RunError
 from src.images.preprocess import Preprocess
 from src.models.family import PADDINGS, VARIANTS
 
-FORMAT = 1
+INFO_FORMAT = 1
 METADATA_KEY = "efficientnet"
-"""Of the entry in an ONNX file's metadata that holds the description."""
+"""The entry in the metadata of an ONNX or .safetensors file that holds the description."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ModelInfo:
     """A network and the input that it expects.
 
     Attributes:
-        variant: "b0" to "b7".
+        variant: the member of the family, a key of `VARIANTS`.
         num_classes: width of the logits, at least 1.
         class_names: the class folders' names in the order of the labels, or None where they are not known.
         padding: "same" (TensorFlow's) or "symmetric" (PyTorch's).
@@ -58,7 +58,7 @@ class ModelInfo:
     def check_folder(self, classes: Sequence[str], root: str, source: str) -> None:
         """Refuse a labelled folder whose labels mean something else than this model's.
 
-        Names that have nothing in common (synset numbers there, words here) say nothing and pass.
+        Where no name occurs on both sides (synset numbers there, words here), only the counts are compared.
 
         Args:
             classes: the folder's class names in the order of its labels.
@@ -77,7 +77,7 @@ class ModelInfo:
 
     def to_json(self, indent: int | None = None) -> str:
         """The info as JSON text."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, ensure_ascii=False, indent=indent)
+        return json.dumps({"format": INFO_FORMAT, **dataclasses.asdict(self)}, ensure_ascii=False, indent=indent)
 
     @classmethod
     def from_json(cls, text: str, source: str) -> ModelInfo:
@@ -92,9 +92,9 @@ class ModelInfo:
         """
         try:
             fields = json.loads(text)
-            if fields.pop("format") != FORMAT:
+            if fields.pop("format") != INFO_FORMAT:
                 raise RunError(
-                    f"{source}: its description is of another format than {FORMAT}; a newer program wrote it"
+                    f"{source}: its description is of another format than {INFO_FORMAT}; a newer program wrote it"
                 )
             fields["preprocess"] = Preprocess.from_dict(fields["preprocess"])
             if fields.get("class_names") is not None:
@@ -107,5 +107,5 @@ class ModelInfo:
 
 
 def info_path(model_path: str) -> str:
-    """Where the description of a file that cannot carry it lies: `b0.mindir` has it in `b0.json`."""
+    """The file beside a model file that holds its description: `b0.json` for `b0.mindir`, which cannot carry it."""
     return os.path.splitext(model_path)[0] + ".json"

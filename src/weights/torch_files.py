@@ -1,4 +1,4 @@
-"""Weight files of PyTorch projects, read without trusting them: .safetensors, and .pth where PyTorch is installed."""
+"""Weight files of PyTorch projects, read without running code in them: .safetensors, and .pth if PyTorch is there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from src.common.cli import RunError
 from src.common.files import atomic_path
-from src.weights.names import Weights
+from src.weights.names import WeightFile, Weights
 
 # Where training programs keep the weights within their checkpoints: timm's names, torchvision's.
 RAW_KEYS = ("state_dict", "model")
@@ -23,11 +23,11 @@ ARCHITECTURE_KEY = "arch"
 # PyTorch's wrapper for several devices puts this before every name.
 WRAPPER = "module."
 # The format's own bound on its header.
-MAX_HEADER = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 
 
-def read_safetensors(path: str) -> tuple[Weights, dict[str, str]]:
-    """All tensors of a .safetensors file, and its texts.
+def read_safetensors(path: str) -> WeightFile:
+    """All tensors and texts of a .safetensors file.
 
     Raises:
         RunError: if the file is truncated, its header is wrong, or a name occurs twice.
@@ -40,7 +40,7 @@ def read_safetensors(path: str) -> tuple[Weights, dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path}: the .safetensors file is damaged or truncated ({error})") from None
-    return tensors, {str(key): str(value) for key, value in texts.items()}
+    return WeightFile(path, tensors, {str(key): str(value) for key, value in texts.items()})
 
 
 def read_header(path: str) -> dict:
@@ -59,7 +59,7 @@ def read_header(path: str) -> dict:
 
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(os.path.getsize(path) - 8, MAX_HEADER):
+        if not 2 <= length <= min(os.path.getsize(path) - 8, MAX_HEADER_BYTES):
             raise RunError(f"{path}: it is no .safetensors file, or a truncated one")
         try:
             header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=unique)
@@ -82,16 +82,13 @@ def write_safetensors(path: str, tensors: Weights, texts: Mapping[str, str]) -> 
         save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, temporary, dict(texts))
 
 
-def read_pth(path: str, averaged: bool) -> tuple[Weights, str | None]:
+def read_pth(path: str, averaged: bool) -> WeightFile:
     """The tensors of a file that `torch.save` wrote: a state dict, or a training checkpoint with one inside.
 
     Only tensors and plain values are unpickled, so a file that would run code is refused before it does.
 
     Args:
         averaged: take the moving average of the weights where the file has one.
-
-    Returns:
-        The tensors, and the name of the network where the file says it.
 
     Raises:
         RunError: if PyTorch is missing, or the file is truncated, holds code or no weights.
@@ -123,8 +120,8 @@ def read_pth(path: str, averaged: bool) -> tuple[Weights, str | None]:
         tensors = {str(name): to_numpy(value) for name, value in state.items()}
     except (AttributeError, TypeError, RuntimeError):
         raise RunError(f"{path}: its weights are not plain tensors") from None
-    architecture = loaded.get(ARCHITECTURE_KEY)
-    return tensors, architecture if isinstance(architecture, str) else None
+    name = loaded.get(ARCHITECTURE_KEY)
+    return WeightFile(path, tensors, timm_name=name if isinstance(name, str) else None)
 
 
 def find_state(loaded, averaged: bool):

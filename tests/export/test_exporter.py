@@ -22,8 +22,9 @@ from src.images.preprocess import Preprocess, normalise
 from src.models.family import VARIANTS
 from src.weights.checkpoint import read_checkpoint, write_checkpoint
 from src.weights.folding import fold_batch_norm
+from src.weights.layouts import LAYOUTS
 from src.weights.model_info import METADATA_KEY, ModelInfo
-from src.weights.names import LAYOUTS, to_ours, to_theirs
+from src.weights.names import to_ours, to_theirs
 from src.weights.sources import SOURCES
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
@@ -518,7 +519,7 @@ def test_a_plan_of_mindir_has_a_batch_of_one():
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_every_variant_at_its_own_size(variant, kind, tmp_path, capsys):
     """As published: B7 at 600 pixels; verified against MindSpore by the export itself."""
-    from src.weights.checkpoint import build_network, model_parameters
+    from src.weights.network import build_network, model_parameters
 
     info = with_size(SOURCES["timm_tf"].describe(variant, 5), VARIANTS[variant].image_size)
     # Statistics of what the export computes on: with those of other images the activations of deep networks explode.

@@ -29,7 +29,8 @@ from src.models.layers import ConvNormActivation
 from src.runtime.device import Device
 from src.training.resume import merge_resumed
 from src.training.setup import check_sync_bn
-from src.weights.checkpoint import Checkpoint, load_model, read_entries
+from src.weights.checkpoint import Checkpoint, read_entries
+from src.weights.network import load_model
 from tests.ranks import gradients
 
 ROOT = Path(__file__).parent.parent.parent

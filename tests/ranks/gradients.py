@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, nn, ops
 
-from src.weights.checkpoint import model_parameters
+from src.weights.network import model_parameters
 from src.loss import CrossEntropySmooth
 from src.models.effnet import create_network
 from src.training.step import StepSettings, TrainStep

@@ -16,8 +16,9 @@ from src.common.cli import run_cli
 from src.evaluation.metrics import Score
 from src.images.preprocess import Preprocess, load_image
 from src.weights.checkpoint import network_shapes, write_checkpoint
+from src.weights.layouts import LAYOUTS
 from src.weights.model_info import ModelInfo
-from src.weights.names import LAYOUTS, to_ours, to_theirs
+from src.weights.names import to_ours, to_theirs
 
 SIZE = 32
 LINE = r"result: (\{'Loss': .*, 'Top_1_Acc': .*, 'Top_5_Acc': .*\}) ckpt= (.*)"

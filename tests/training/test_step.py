@@ -8,7 +8,7 @@ from mindspore import Parameter, nn
 from benchmarks.peers import torch
 from src.loss import CrossEntropySmooth
 from src.training.step import StepSettings, TrainStep
-from src.weights.checkpoint import model_parameters
+from src.weights.network import model_parameters
 
 CLASSES, SIDE, IMAGES = 3, 4, 6
 

@@ -12,23 +12,21 @@ from src.config import Config
 from src.images.preprocess import Preprocess
 from src.loss import CrossEntropySmooth
 from src.models.effnet import create_network
-from src.training.loop import network_weights
 from src.training.optimizer import create_optimizer
 from src.training.run_folder import CheckpointFolder, find_resume
-from src.training.step import TrainStep
+from src.training.step import TrainStep, network_weights
 from src.weights.checkpoint import (
     BEST_NAME,
-    build_network,
     checkpoint_name,
     find_checkpoints,
     has_valid_checksum,
-    load_model,
     network_shapes,
     parse_name,
     read_checkpoint,
     write_checkpoint,
 )
 from src.weights.model_info import ModelInfo
+from src.weights.network import build_network, load_model
 from tests.support.training_runs import flip_bit
 
 INFO = ModelInfo(

@@ -32,10 +32,12 @@ from src.common.cli import run_cli
 from src.images.preprocess import Preprocess
 from src.loss import CrossEntropySmooth
 from src.models.family import VARIANTS
-from src.weights.checkpoint import build_network, load_model, load_weights, read_checkpoint, write_checkpoint
+from src.weights.checkpoint import read_checkpoint, write_checkpoint
 from src.weights.conversion import peer_call
+from src.weights.layouts import LAYOUTS
 from src.weights.model_info import ModelInfo
-from src.weights.names import LAYOUTS, parameter_names, to_ours
+from src.weights.names import parameter_names, to_ours
+from src.weights.network import build_network, load_model, load_weights
 from src.weights.sources import SOURCES
 
 ROOT = Path(__file__).parent.parent.parent
@@ -164,7 +166,7 @@ class TestExactness:
         our_loss, our_gradients = step(ms.Tensor(images), ms.Tensor(labels, ms.int32))
 
         assert float(our_loss.asnumpy()) == pytest.approx(loss, rel=1e-3)
-        names = parameter_names(SOURCES[source].layout, "b0")
+        names = parameter_names(SOURCES[source].layout, VARIANTS["b0"])
         assert {names[p.name] for p in parameters} == set(gradients)
         largest = max(np.linalg.norm(gradient) for gradient in gradients.values())
         for parameter, gradient in zip(parameters, our_gradients):
@@ -317,7 +319,7 @@ class TestFiles:
 
 def write_published(project, weights, path):
     """A checkpoint of another MindSpore project, as MindSpore writes it: no checksum, no description."""
-    names = parameter_names(LAYOUTS[project], "b0")
+    names = parameter_names(LAYOUTS[project], VARIANTS["b0"])
     entries = {names[our]: value for our, value in weights.items()}
     if project == "zoo":
         first = {"0.weight": (32, 32, 1, 1), **dict.fromkeys(("1.gamma", "1.beta"), (32,))}

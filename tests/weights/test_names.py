@@ -11,9 +11,10 @@ import pytest
 from benchmarks.peers import create_peer, peer_name, timm, torch, torchvision
 from src.common.cli import RunError
 from src.models.effnet import create_network
-from src.models.family import VARIANTS
+from src.models.family import VARIANTS, Architecture
+from src.weights.layouts import LAYOUTS
 from src.weights.model_info import ModelInfo
-from src.weights.names import LAYOUTS, parameter_names, to_ours, to_theirs
+from src.weights.names import describe_family, parameter_names, parameter_shapes, to_ours, to_theirs
 from src.weights.sources import SOURCES
 
 PEERS = ("timm", "timm_tf", "torchvision")
@@ -21,18 +22,9 @@ PUBLISHED = {"zoo": "model_zoo_parameters.tsv", "mindcv": "mindcv_parameters.tsv
 EVERY = [(source, variant) for source in PEERS for variant in VARIANTS]
 
 
-@pytest.fixture(scope="module")
-def shapes():
-    """Parameter names and shapes of our networks by variant."""
-    made = {}
-
-    def of(variant):
-        if variant not in made:
-            parameters = create_network(variant).get_parameters()
-            made[variant] = {p.name: tuple(p.shape) for p in parameters if p.name != "random_step"}
-        return made[variant]
-
-    return of
+def shapes(variant):
+    """Parameter names and shapes of our networks."""
+    return parameter_shapes(VARIANTS[variant], 1000)
 
 
 def meta_peer(create):
@@ -75,8 +67,18 @@ def zoo_entries():
     return numbered(published_shapes("zoo"))
 
 
+@pytest.mark.parametrize(
+    "variant", [v if v in ("b0", "b3") else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS]
+)
+@pytest.mark.parametrize("num_classes", [1000, 7])
+def test_names_shapes_and_order_are_the_networks_own(variant, num_classes):
+    parameters = create_network(variant, num_classes=num_classes).get_parameters()
+    expected = [(p.name, tuple(p.shape)) for p in parameters if p.name != "random_step"]
+    assert list(parameter_shapes(VARIANTS[variant], num_classes).items()) == expected
+
+
 @pytest.mark.parametrize("source, variant", [pair for pair in EVERY if pair[0] != "timm_tf"])
-def test_every_tensor_of_the_peers_is_used_exactly_once(source, variant, shapes):
+def test_every_tensor_of_the_peers_is_used_exactly_once(source, variant):
     entries = numbered(shapes_of(published_peer(source, variant)))
     translated = to_ours(entries, "file")
     assert (translated.layout, translated.variant) == (SOURCES[source].layout, variant)
@@ -104,8 +106,38 @@ def test_epsilon_and_padding_are_the_peers(source, variant):
     assert {m.padding == (0, 0) for m in strided} == {info.padding == "same"}
 
 
+LITE = [
+    Architecture(name, width, depth, 0, 0.0, ends_scale=False, fixed_stages=(0, 6), squeeze_ratio=0)
+    for name, width, depth in (
+        ("lite0", 1.0, 1.0),
+        ("lite1", 1.0, 1.1),
+        ("lite2", 1.1, 1.2),
+        ("lite3", 1.2, 1.4),
+        ("lite4", 1.4, 1.8),
+    )
+]
+
+
+@pytest.mark.parametrize("name", [row.name for row in LITE])
+def test_rows_of_another_family_are_recognised_without_other_code(name, monkeypatch):
+    """EfficientNet-Lite: no squeeze-and-excitation, heads of one width, and members that differ in widths alone."""
+    for row in LITE:
+        monkeypatch.setitem(VARIANTS, row.name, row)
+    entries = numbered(shapes_of(meta_peer(lambda: timm.create_model(f"efficientnet_{name}"))))
+    translated = to_ours(entries, "file")
+    assert (translated.variant, translated.left_out) == (name, [])
+    assert {name: value.shape for name, value in translated.weights.items()} == shapes(name)
+    used = numbers(translated.weights) + translated.counters.tolist()
+    assert sorted(used) == list(range(len(entries)))
+    theirs = to_theirs(LAYOUTS["timm"], name, translated.weights, translated.counters)
+    assert dict(zip(theirs, numbers(theirs))) == dict(zip(entries, numbers(entries)))
+    for other in ("b0", "b1"):
+        assert to_ours(numbered(shapes_of(published_peer("timm", other))), "file").variant == other
+    assert describe_family() == "B0 to B7 or LITE0 to LITE4"
+
+
 @pytest.mark.parametrize("project, left_out", [("zoo", 5), ("mindcv", 0)])
-def test_every_tensor_of_the_published_mindspore_checkpoints_is_used_or_named(project, left_out, shapes):
+def test_every_tensor_of_the_published_mindspore_checkpoints_is_used_or_named(project, left_out):
     entries = numbered(published_shapes(project))
     translated = to_ours(entries, "file")
     assert (translated.layout, translated.variant) == (LAYOUTS[project], "b0")
@@ -118,7 +150,7 @@ def test_every_tensor_of_the_published_mindspore_checkpoints_is_used_or_named(pr
     assert sorted(numbers(translated.weights) + named) == list(range(len(entries)))
 
 
-def test_a_norms_parts_keep_their_meaning(shapes):
+def test_a_norms_parts_keep_their_meaning():
     """The four arrays of a norm have one shape: only their names tell them apart."""
     for project, norm in (
         ("zoo", "stem.1"),
@@ -126,7 +158,7 @@ def test_a_norms_parts_keep_their_meaning(shapes):
         ("timm", "bn1"),
         ("torchvision", "features.0.1"),
     ):
-        names = parameter_names(LAYOUTS[project], "b0")
+        names = parameter_names(LAYOUTS[project], VARIANTS["b0"])
         theirs = {
             part: names[f"stem.norm.{part}"].removeprefix(f"{norm}.")
             for part in ("gamma", "beta", "moving_mean", "moving_variance")
@@ -167,7 +199,7 @@ def test_the_states_of_mindspores_optimisers_are_left_out():
 
 @pytest.mark.parametrize("project", LAYOUTS)
 @pytest.mark.parametrize("variant", ["b0", "b1", "b2"])
-def test_there_and_back_again(project, variant, shapes):
+def test_there_and_back_again(project, variant):
     weights = numbered(shapes(variant))
     counters = np.arange(7, 7 + sum(name.endswith("gamma") for name in weights)) if "t" in project else None
     theirs = to_theirs(LAYOUTS[project], variant, weights, counters)
@@ -178,7 +210,7 @@ def test_there_and_back_again(project, variant, shapes):
         assert translated.counters.tolist() == counters.tolist()
 
 
-def test_counters_that_are_not_known_are_zero(shapes):
+def test_counters_that_are_not_known_are_zero():
     theirs = to_theirs(LAYOUTS["timm"], "b0", numbered(shapes("b0")))
     counters = [value for name, value in theirs.items() if name.endswith("num_batches_tracked")]
     assert len(counters) == 49 and all(value.dtype == np.int64 and value.shape == () for value in counters)
@@ -271,7 +303,7 @@ def test_entries_that_are_no_weights_are_refused(value, sentence):
 
 
 @pytest.mark.parametrize("value", [np.float32(3), np.arange(2), np.array("x")])
-def test_counters_that_are_no_numbers_are_refused(value, shapes):
+def test_counters_that_are_no_numbers_are_refused(value):
     theirs = to_theirs(LAYOUTS["timm"], "b0", numbered(shapes("b0")))
     with pytest.raises(RunError, match="bn1.num_batches_tracked is not one whole number"):
         to_ours({**theirs, "bn1.num_batches_tracked": value}, "file")
