@@ -47,7 +47,7 @@ from src.training.optimizer import create_optimizer
 from src.training.recipes import apply_recipe
 from src.training.run_folder import CheckpointFolder, find_resume, locked_run_folder
 from src.training.step import TrainStep
-from src.weights.checkpoint import BEST_NAME, Checkpoint, load_weights, read_checkpoint
+from src.weights.checkpoint import BEST_NAME, Checkpoint, build_network, load_weights, read_checkpoint
 from src.weights.model_info import ModelInfo
 
 ZOO_GLOBAL_BATCH = 2048
@@ -201,7 +201,7 @@ def create_model(config: Config, info: ModelInfo, device: Device) -> EfficientNe
     """The network as it is trained."""
     if config.sync_bn:
         check_sync_bn(device)
-    return create_network(
+    network = create_network(
         info.variant,
         num_classes=info.num_classes,
         padding=info.padding,
@@ -211,8 +211,11 @@ def create_model(config: Config, info: ModelInfo, device: Device) -> EfficientNe
         drop_connect_rate=config.drop_connect_rate,
         seed=config.seed * 1000003 + device.rank,
         sync_norm=config.sync_bn,
-        kernels=choose_kernels(config, device),
     )
+    kernels = choose_kernels(config, device)
+    if kernels:
+        kernels.install(network)
+    return network
 
 
 def choose_kernels(config: Config, device: Device) -> Kernels | None:
@@ -264,10 +267,14 @@ def create_train_step(config: Config, device: Device, network: EfficientNet, lea
     computing = amp.auto_mixed_precision(network, config.amp_level) if config.amp_level != "O0" else network
     frozen = network.freeze(config.freeze) if config.freeze else []
     smoothing = config.label_smooth_factor if config.use_label_smooth else 0.0
+    optimizer = create_optimizer(network.trainable_params(), learning_rates, config)
+    kernels = choose_kernels(config, device)
+    if kernels:
+        kernels.install(optimizer)
     return TrainStep(
         computing,
         CrossEntropySmooth(smoothing, config.class_num),
-        create_optimizer(network.trainable_params(), learning_rates, config, choose_kernels(config, device)),
+        optimizer,
         # The fixed scale of FixedLossScaleManager(loss_scale, drop_overflow_update=False); float32 needs none.
         1.0 if config.amp_level == "O0" else config.loss_scale,
         config.clip_norm,
@@ -332,6 +339,7 @@ def check_ranks(config: Config, folder: ImageFolder, held_out: ImageFolder | Non
 def describe_run(config, device, folder, info, network, learning_rates, progress) -> None:
     """Say at the start what is going to happen."""
     weights = sum(parameter.size for parameter in network.trainable_params())
+    multiply_adds = count_multiply_adds(VARIANTS[config.variant], config.image_size, config.class_num)
     global_batch = config.batch_size * device.rank_size * config.accumulate_steps
     print(
         f"device: {device.describe()}, amp level {config.amp_level}, "
@@ -339,7 +347,7 @@ def describe_run(config, device, folder, info, network, learning_rates, progress
     )
     print(
         f"network: EfficientNet-{config.variant.upper()}, {weights / 1e6:.2f} M trainable parameters, "
-        f"{count_multiply_adds(network, config.image_size) / 1e9:.3f} G multiply-adds for an image of "
+        f"{multiply_adds / 1e9:.3f} G multiply-adds for an image of "
         f"{config.image_size} pixels"
     )
     print(f"data: {len(folder)} images in {len(folder.classes)} classes in {folder.root}, {describe_engine()}")
@@ -394,7 +402,10 @@ def create_evaluator(config: Config, device: Device, info: ModelInfo, held_out: 
         return dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
 
     smoothing = config.label_smooth_factor if config.use_label_smooth else 0.0
-    return evaluator(info, batches, smoothing, device.kernels if config.kernels else None)
+    network = build_network(info)
+    if config.kernels and device.kernels:
+        device.kernels.install(network)
+    return evaluator(network, batches, smoothing)
 
 
 def run_steps(config: Config, device: Device, folder: ImageFolder, step_cell, progress: Progress, loop) -> None:

@@ -31,7 +31,8 @@ IMPORTS = {
 }
 # What does without MindSpore and PyTorch, and the modules within it that do not.
 WITHOUT_MINDSPORE = set(
-    "common images data inference launch models.family evaluation.metrics weights config lr_generator".split()
+    "common images data inference launch models.family models.table evaluation.metrics weights config"
+    " lr_generator".split()
 )
 WITH_MINDSPORE = set(
     "data.mindrecord_writer weights.checkpoint weights.network weights.conversion weights.torch_files".split()
@@ -39,7 +40,7 @@ WITH_MINDSPORE = set(
 # Rooms that are still being moved into.
 UNFINISHED = set(
     "weights.conversion data.image_folder data.mindrecord_writer dataset images.preprocess inference.session"
-    " kernels.operators launch.command models.effnet models.layers training.loop training.step weights.checkpoint"
+    " launch.command training.loop training.step weights.checkpoint"
     " weights.names train Monitor".split()
 )
 MODULES = sorted(

@@ -23,7 +23,7 @@ from src.runtime.collective import count_ranks, sum_floats, take_from_rank_0
 from src.training.history import History
 from src.training.run_folder import CheckpointFolder
 from src.training.step import TrainStep
-from src.weights.checkpoint import Checkpoint, Weights, build_network, find_checkpoints, load_weights, model_parameters
+from src.weights.checkpoint import Checkpoint, Weights, find_checkpoints, load_weights, model_parameters
 from src.weights.model_info import ModelInfo
 
 # What a resumed run may change: where things are, how they are shown, and which device computes.
@@ -383,18 +383,14 @@ def fit_classifier(checkpoint: Checkpoint, info: ModelInfo, network: nn.Cell) ->
     return {name: fresh[name] if name.startswith("classifier.") else value for name, value in weights.items()}
 
 
-def evaluator(info: ModelInfo, batches: Callable, smooth_factor: float, kernels=None) -> Callable[[Weights], Score]:
+def evaluator(network: nn.Cell, batches: Callable, smooth_factor: float) -> Callable[[Weights], Score]:
     """A function from weights to their score on a held-out set.
 
-    It uses a network of its own, so that the one in training keeps its state and its compiled graph.
-
     Args:
-        info: the network.
+        network: not the one in training, which keeps its state and its compiled graph.
         batches: called for an iterable of (images, labels) of the set.
         smooth_factor: of the training loss.
-        kernels: see `EfficientNet`.
     """
-    network = build_network(info, kernels=kernels)
     network.set_train(False)
 
     def score(weights: Weights) -> Score:

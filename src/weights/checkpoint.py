@@ -27,7 +27,7 @@ from mindspore import nn
 from src.common.cli import RunError
 from src.common.files import atomic_path
 from src.models.effnet import EfficientNet, create_network
-from src.models.family import VARIANTS, Variant
+from src.models.family import VARIANTS, Architecture
 from src.weights.model_info import ModelInfo
 from src.weights.names import LAYOUTS, Weights, recognise, to_ours
 from src.weights.sources import source_of
@@ -243,9 +243,9 @@ def network_shapes(info: ModelInfo) -> dict[str, tuple]:
 
 
 @functools.lru_cache(maxsize=8)
-def scaled_shapes(scaling: Variant, num_classes: int) -> tuple[tuple[str, tuple], ...]:
+def scaled_shapes(architecture: Architecture, num_classes: int) -> tuple[tuple[str, tuple], ...]:
     """Parameter names and shapes; kept, because MindSpore takes seconds to build a large network."""
-    network = EfficientNet(scaling.width_coeff, scaling.depth_coeff, num_classes=num_classes)
+    network = EfficientNet(architecture, num_classes)
     return tuple((name, tuple(parameter.shape)) for name, parameter in model_parameters(network).items())
 
 
@@ -275,7 +275,7 @@ def build_network(info: ModelInfo, **settings) -> nn.Cell:
     """The network that `info` describes, freshly initialised.
 
     Args:
-        settings: further arguments of `EfficientNet`, for training.
+        settings: further arguments of `create_network`, for training.
     """
     return create_network(
         info.variant, num_classes=info.num_classes, padding=info.padding, norm_eps=info.norm_eps, **settings

@@ -1,5 +1,6 @@
 """Compiled graphs kept for the next start: taken where everything is the same, made anew where anything differs."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -15,6 +16,8 @@ import train
 from src.config import Config
 from src.loss import CrossEntropySmooth
 from src.models.effnet import EfficientNet
+from src.models.family import VARIANTS
+from src.models.layers import LayerSettings
 from src.runtime.device import Device
 from src.training import graph_cache
 from src.training.optimizer import create_optimizer
@@ -204,11 +207,18 @@ def test_on_a_full_disk_nothing_is_written(tmp_path, monkeypatch):
 # What the key of a training step depends on.
 
 
-def key(network=None, optimizer=None, step=None, images=(2, 3, 8, 8), dtype=np.float32, classes=10, freeze=0):
+# Deep enough for blocks that are left out at random.
+SHALLOW = dataclasses.replace(VARIANTS["b0"], width_coeff=0.25, depth_coeff=0.5)
+
+
+def key(
+    network=None, optimizer=None, step=None, images=(2, 3, 8, 8), dtype=np.float32, classes=10, freeze=0, kernels=None
+):
     """The key of a training step of a small network; each argument differs from the defaults in what it names."""
     ms.set_seed(1)
-    # Deep enough for blocks that are left out at random.
-    made = EfficientNet(0.25, 0.5, num_classes=classes, **(network or {}))
+    made = EfficientNet(SHALLOW, classes, **(network or {}))
+    if kernels:
+        assert kernels.install(made)
     frozen = made.freeze(freeze)
     rates = np.full(4, 0.1, np.float32)
     rule = create_optimizer(made.trainable_params(), rates, Config(**(optimizer or {})))
@@ -226,9 +236,9 @@ def test_steps_that_are_alike_have_one_key():
         {"network": {"seed": 2}},
         {"network": {"drop_connect_rate": 0.3}},
         {"network": {"dropout_rate": 0.3}},
-        {"network": {"padding": "symmetric"}},
-        {"network": {"norm_eps": 1e-4}},
-        {"network": {"norm_momentum": 0.9}},
+        {"network": {"layers": LayerSettings(padding="symmetric")}},
+        {"network": {"layers": LayerSettings(norm_eps=1e-4)}},
+        {"network": {"layers": LayerSettings(norm_momentum=0.9)}},
         {"optimizer": {"opt": "sgd"}},
         {"optimizer": {"momentum": 0.8}},
         {"optimizer": {"weight_decay": 1e-4}},
@@ -254,7 +264,7 @@ def test_every_setting_makes_another_key(difference):
 def test_kernels_make_another_key():
     from src.kernels import load_kernels
 
-    assert key(network={"kernels": load_kernels()}) != key()
+    assert key(kernels=load_kernels()) != key()
 
 
 def test_weights_and_order_of_construction_make_no_other_key():

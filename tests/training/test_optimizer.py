@@ -56,7 +56,9 @@ class Update(nn.Cell):
 def train_here(config, kernels=None):
     """The weights after each step."""
     weights = [Parameter(ms.Tensor(value), name=name) for name, value in begin().items()]
-    update = Update(create_optimizer(weights, RATES, config, kernels))
+    optimizer = create_optimizer(weights, RATES, config)
+    assert kernels is None or kernels.install(optimizer)
+    update = Update(optimizer)
     for step in range(STEPS):
         update(*map(ms.Tensor, gradients(step)))
         yield [weight.asnumpy().copy() for weight in weights]
