@@ -59,7 +59,10 @@ class Kernels:
             activation, a batch norm over several ranks, a convolution outside of the cells in FUSED.
         """
         places = list(find_places(cell))
-        if not places or not all(is_known(child) for _, _, child in places):
+        # A SequentialCell calls its cells by a list of its own, which `insert_child_to_cell` does not change.
+        if not places or not all(
+            is_known(child) and type(parent) is not nn.SequentialCell for parent, _, child in places
+        ):
             return False
         for parent, name, child in places:
             # Not by assignment, which would prefix the parameters' names once more.

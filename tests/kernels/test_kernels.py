@@ -248,6 +248,17 @@ def test_layer_is_its_definition_and_gradients_are_numerical_ones(library, case,
         assert abs((gradient * direction).sum() - slope) < TOLERANCE * max(size, abs(slope))
 
 
+class Alone(nn.Cell):
+    """A network of one layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def construct(self, x):
+        return self.layer(x)
+
+
 def with_own_parameters(kernels, make):
     """A network with MindSpore's operators and the same with the kernels, with equal, random parameters."""
     own, fast = make(), make()
@@ -300,7 +311,7 @@ def test_layer_is_mindspores(kernels, case, training):
     def make():
         settings = LayerSettings(case.padding, EPS, MOMENTUM)
         sizes = (case.in_channels, case.out_channels, case.kernel, case.stride)
-        return nn.SequentialCell(ConvNormActivation(*sizes, groups=case.groups, settings=settings))
+        return Alone(ConvNormActivation(*sizes, groups=case.groups, settings=settings))
 
     own, fast = with_own_parameters(kernels, make)
     own.set_train(training)
@@ -312,7 +323,7 @@ def test_layer_is_mindspores(kernels, case, training):
     "channels, squeezed, size", [(24, 6, (5, 7)), (96, 4, (9, 9)), (40, 3, (1, 2)), (672, 28, (7, 7))]
 )
 def test_squeeze_and_excitation_is_mindspores(kernels, channels, squeezed, size):
-    own, fast = with_own_parameters(kernels, lambda: nn.SequentialCell(SqueezeExcitation(channels, squeezed)))
+    own, fast = with_own_parameters(kernels, lambda: Alone(SqueezeExcitation(channels, squeezed)))
     compare_layers(own, fast, *random_array(np.random.default_rng(4), 2, 3, channels, *size))
 
 
@@ -471,7 +482,15 @@ class OtherNorm(nn.BatchNorm2d):
 
 
 def test_convolution_outside_of_the_known_cells_keeps_kernels_out(kernels):
-    network = nn.SequentialCell(ConvNormActivation(3, 8, 3), nn.Conv2d(8, 8, 1))
+    network = Alone(ConvNormActivation(3, 8, 3))
+    network.other = nn.Conv2d(8, 8, 1)
+    assert not kernels.install(network)
+    assert "ConvNormKernel" not in classes_of(network)
+
+
+def test_cells_of_a_sequential_cell_are_left_alone(kernels):
+    """It would go on calling those that it was built from."""
+    network = nn.SequentialCell(ConvNormActivation(3, 8, 3))
     assert not kernels.install(network)
     assert "ConvNormKernel" not in classes_of(network)
 
