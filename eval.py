@@ -68,7 +68,9 @@ def main(argv=None) -> int:
     check_agreement(parameters, checkpoint, folder)
 
     averaged = arguments.averaged and checkpoint.ema is not None
-    network = build_network(info, kernels=device.kernels if parameters.kernels else None)
+    network = build_network(info)
+    if parameters.kernels and device.kernels:
+        device.kernels.install(network)
     load_weights(network, checkpoint.ema if averaged else checkpoint.weights)
     network.set_train(False)
     batch_size = parameters.batch_size

@@ -150,14 +150,15 @@ def prepare_own(images: int, pixels: int, training: bool, with_kernels: int):
     import mindspore as ms
     import numpy as np
 
-    from src.config import Config
     from src.loss import CrossEntropySmooth
     from src.models.effnet import create_network
-    from src.training.optimizer import create_optimizer
+    from src.training.optimizer import OptimizerSettings, create_optimizer
     from src.training.step import TrainStep
 
     kernels = device.kernels if with_kernels else None
-    network = create_network("b0", num_classes=CLASSES, kernels=kernels)
+    network = create_network("b0", num_classes=CLASSES)
+    if kernels:
+        kernels.install(network)
     generator = np.random.default_rng(0)
     x = ms.Tensor(generator.standard_normal((images, 3, pixels, pixels)).astype(np.float32))
     y = ms.Tensor(generator.integers(0, CLASSES, images).astype(np.int32))
@@ -166,7 +167,9 @@ def prepare_own(images: int, pixels: int, training: bool, with_kernels: int):
         network.set_train(False)
         return describe, lambda: network(x).asnumpy()
     rates = np.full(100000, 1e-3, np.float32)
-    optimizer = create_optimizer(network.trainable_params(), rates, Config(), kernels)
+    optimizer = create_optimizer(network.trainable_params(), rates, OptimizerSettings())
+    if kernels:
+        kernels.install(optimizer)
     loss = CrossEntropySmooth(0.1, CLASSES)
     step = TrainStep(network, loss, optimizer).set_train()
     return describe, lambda: step(x, y).asnumpy()

@@ -7,13 +7,14 @@ nothing depends on MindSpore's release. That it computes what the network comput
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
 
 from src.common.cli import RunError
-from src.models.family import VARIANTS, scaled_blocks
+from src.models.family import VARIANTS
 from src.weights.model_info import ModelInfo
 from src.weights.names import Weights
 
@@ -54,7 +55,7 @@ class Graph:
             if self.dtype == np.float16 and not np.abs(value).max() <= LARGEST_FLOAT16:
                 raise RunError(f"{name} holds numbers up to {np.abs(value).max():.3g}, more than float16 can")
             value = value.astype(self.dtype)
-        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        self.constants[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
     def optional_weight(self, name: str) -> list[str]:
@@ -131,19 +132,21 @@ def add_preprocessing(graph: Graph, info: ModelInfo) -> str:
 
 def add_features(graph: Graph, info: ModelInfo, x: str) -> str:
     """Stem, blocks, head and the mean over positions: (N, 3, S, S) to (N, channels)."""
-    x, size = add_convolution(graph, info, "stem", x, info.preprocess.image_size, stride=2)
-    scaling = VARIANTS[info.variant]
-    for i, stage in enumerate(scaled_blocks(scaling.width_coeff, scaling.depth_coeff)):
-        block, shortcut = f"blocks.{i}", x
-        if stage.expand_ratio != 1:
-            x, size = add_convolution(graph, info, f"{block}.expand", x, size)
-        hidden = stage.in_channels * stage.expand_ratio
-        x, size = add_convolution(graph, info, f"{block}.depthwise", x, size, stage.stride, groups=hidden)
-        x = add_squeeze_excitation(graph, f"{block}.se", x)
-        x, size = add_convolution(graph, info, f"{block}.project", x, size, activate=False)
-        if stage.stride == 1 and stage.in_channels == stage.out_channels:
-            x = graph.node("Add", [x, shortcut], block)
-    x, size = add_convolution(graph, info, "head", x, size)
+    architecture = VARIANTS[info.variant]
+    convolve = functools.partial(add_convolution, graph, info)
+    activation = architecture.activation
+    x, size = convolve("stem", x, info.preprocess.image_size, stride=2, activation=activation)
+    for i, block in enumerate(architecture.blocks):
+        name, shortcut, hidden = f"blocks.{i}", x, block.hidden_channels
+        if block.expands:
+            x, size = convolve(f"{name}.expand", x, size, activation=activation)
+        x, size = convolve(f"{name}.depthwise", x, size, block.stride, hidden, activation)
+        if block.squeezed_channels:
+            x = add_squeeze_excitation(graph, f"{name}.se", x, activation)
+        x, size = convolve(f"{name}.project", x, size)
+        if block.has_residual:
+            x = graph.node("Add", [x, shortcut], name)
+    x, size = convolve("head", x, size, activation=activation)
     return graph.node("Flatten", [graph.node("GlobalAveragePool", [x], "mean")], "features", axis=1)
 
 
@@ -161,9 +164,9 @@ def add_convolution(
     size: int,
     stride: int = 1,
     groups: int = 1,
-    activate: bool = True,
+    activation: str | None = None,
 ) -> tuple[str, int]:
-    """Convolution, batch norm unless it is folded, and swish unless `activate` is False.
+    """Convolution, batch norm unless it is folded, and an activation where one is given.
 
     Returns:
         Name of the output, and its side in pixels for an input of `size` pixels.
@@ -182,7 +185,7 @@ def add_convolution(
     if f"{norm}.gamma" in graph.weights:
         parts = [graph.constant(f"{norm}.{part}") for part in ("gamma", "beta", "moving_mean", "moving_variance")]
         x = graph.node("BatchNormalization", [x, *parts], norm, epsilon=info.norm_eps)
-    return add_swish(graph, x, layer) if activate else x, math.ceil(size / stride)
+    return add_activation(graph, x, layer, activation) if activation else x, math.ceil(size / stride)
 
 
 def convolution_pads(padding: str, kernel: int, stride: int, size: int) -> list[int]:
@@ -195,12 +198,15 @@ def convolution_pads(padding: str, kernel: int, stride: int, size: int) -> list[
     return [total // 2, total // 2, total - total // 2, total - total // 2]
 
 
-def add_swish(graph: Graph, x: str, output: str) -> str:
-    """x * sigmoid(x)."""
-    return graph.node("Mul", [x, graph.node("Sigmoid", [x], f"{output}.sigmoid")], output)
+def add_activation(graph: Graph, x: str, output: str, activation: str) -> str:
+    """The activation of an `Architecture`: "swish", which is x * sigmoid(x), or "relu6"."""
+    if activation == "swish":
+        return graph.node("Mul", [x, graph.node("Sigmoid", [x], f"{output}.sigmoid")], output)
+    bounds = [graph.constant(f"{activation}.{bound}", np.array(bound, graph.dtype)) for bound in (0, 6)]
+    return graph.node("Clip", [x, *bounds], output)
 
 
-def add_squeeze_excitation(graph: Graph, layer: str, x: str) -> str:
+def add_squeeze_excitation(graph: Graph, layer: str, x: str, activation: str) -> str:
     """Scale each channel by a gate computed from the means of all channels."""
     y = graph.node("GlobalAveragePool", [x], f"{layer}.mean")
     for part in ("reduce", "expand"):
@@ -209,5 +215,5 @@ def add_squeeze_excitation(graph: Graph, layer: str, x: str) -> str:
             "Conv", [y, graph.constant(f"{name}.weight"), graph.constant(f"{name}.bias")], name, kernel_shape=[1, 1]
         )
         if part == "reduce":
-            y = add_swish(graph, y, f"{name}.swish")
+            y = add_activation(graph, y, f"{name}.{activation}", activation)
     return graph.node("Mul", [x, graph.node("Sigmoid", [y], f"{layer}.gate")], layer)

@@ -8,7 +8,7 @@ custom operators later from C++ only); a batch of another size compiles another 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import mindspore as ms
 import numpy as np
@@ -38,9 +38,10 @@ def operator(
         shapes: from the inputs' shapes to the output's, or to a tuple of them.
         outputs: how many there are.
         bprop: gradient, as MindSpore's Custom takes it.
-        inputs: where the operator writes to parameters, "r" or "w" for each of its inputs, read or written.
-        depends: what else `shapes` and `bprop` depend on; MindSpore takes operators of one path, equal input shapes and
-            equal attributes for the same.
+        inputs: "r" for each input that the operator reads and "w" for each parameter that it writes to; may be left
+            out where it only reads.
+        depends: what else `shapes` and `bprop` depend on, as attributes of the operator. MindSpore takes two operators
+            for the same where path, input shapes and attributes are equal.
     """
     types = ms.float32 if outputs == 1 else (ms.float32,) * outputs
     made = ops.Custom(path, shapes, types, "aot", bprop=bprop)
@@ -54,112 +55,116 @@ def operator(
 
 
 class ConvNormKernel(nn.Cell):
-    """Convolution, batch norm and swish as one operator; the parameters stay those of the layer that calls it.
+    """Convolution, batch norm and, where the layer has an activation, swish as one operator.
 
     Args:
         library: path of the compiled kernels.
-        kind: "pointwise" (1x1, stride 1), "depthwise", or "dense" (any; its input is images, (N, C, H, W)).
-        stride: of the convolution.
-        symmetric: PyTorch's padding; else TensorFlow's "same".
-        activate: swish behind the norm.
-        norm_eps, norm_momentum: see `ConvNormActivation`.
+        layer: a `ConvNormActivation`, see `kernels.FUSED`.
 
-    Inputs: x, weight, gamma, beta, moving mean and variance, which training moves on.
-    Outputs: tensor of shape (N, ceil(H / stride), ceil(W / stride), C rounded up).
+    Inputs: tensor of shape (N, H, W, C rounded up), but (N, C, H, W) where neither 1x1 nor depthwise.
+    Outputs: tensor of shape (N, ceil(H / stride), ceil(W / stride), C rounded up). Training moves the statistics on.
     """
 
-    def __init__(
-        self,
-        library: str,
-        kind: str,
-        stride: int,
-        symmetric: bool,
-        activate: bool,
-        norm_eps: float,
-        norm_momentum: float,
-    ):
-        super().__init__()
-        place = f"{library}:{kind}_"
-        images = kind == "dense"
+    def __init__(self, library: str, layer: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.conv, self.norm = layer.conv, layer.norm
+        self.in_training, self.in_evaluation = ConvNormTraining(library, layer), ConvNormEvaluation(library, layer)
 
-        def settings(training: bool) -> ms.Tensor:
-            return ms.Tensor(np.array([stride, symmetric, activate, training, norm_eps, norm_momentum], np.float32))
+    def construct(self, x):
+        parameters = (self.conv.weight, self.norm.gamma, self.norm.beta)
+        return self.in_training(x, *parameters)[0] if self.training else self.in_evaluation(x, *parameters)
 
-        def out_shape(x, weight):
-            height, width = x[2:] if images else x[1:3]
-            return [x[0], -(-height // stride), -(-width // stride), padded(weight[0])]
 
-        def train_shapes(x, weight, gamma, *_):
-            out = out_shape(x, weight)
+class ConvNormOperator(nn.Cell):
+    """What the operators of training and of evaluation have in common; its inputs are those that have gradients.
+
+    Args:
+        library, layer: see `ConvNormKernel`.
+        training: take the statistics of the batch.
+
+    Attributes:
+        place: beginning of the functions' names. They are "pointwise" (1x1, stride 1), "depthwise" or "dense" (any
+            convolution; its input is images).
+    """
+
+    def __init__(self, library: str, layer: nn.Cell, training: bool):
+        super().__init__(auto_prefix=False)
+        conv, self.norm = layer.conv, layer.norm
+        self.stride, self.images = conv.stride[0], conv.group == 1 and conv.kernel_size != (1, 1)
+        kind = "dense" if self.images else "depthwise" if conv.group > 1 else "pointwise"
+        self.place = f"{library}:{kind}_"
+        symmetric, activate = conv.pad_mode == "pad", layer.activation is not None
+        values = [self.stride, symmetric, activate, training, self.norm.eps, 1.0 - self.norm.momentum]
+        self.settings = ms.Tensor(np.array(values, np.float32))
+        self.backward = operator(self.place + "backward", self.backward_shapes, 3 if self.images else 4)
+        # An operator of its own, which falls away where nobody asks for the images' gradient.
+        self.backward_images = operator(self.place + "backward_images", lambda upper, x, *_: x) if self.images else None
+
+    def out_shape(self, x, weight, *_):
+        """The output's shape."""
+        height, width = x[2:] if self.images else x[1:3]
+        return [x[0], -(-height // self.stride), -(-width // self.stride), padded(weight[0])]
+
+    def backward_shapes(self, upper, x, weight, y, mean, variance, gamma, *_):
+        """The gradients' shapes."""
+        return (weight, gamma, gamma) if self.images else (x, weight, gamma, gamma)
+
+    def gradients(self, inputs, saved, upper):
+        """Of x, weight, gamma and beta, from the convolution's output and the statistics that it was normalised by."""
+        x, weight, gamma, beta = inputs
+        given = (upper, x, weight, *saved, gamma, beta, self.settings)
+        found = self.backward(*given)
+        return (self.backward_images(*given), *found) if self.images else found
+
+
+class ConvNormTraining(ConvNormOperator):
+    """Gives the output, the convolution's output, and the batch's means and variances."""
+
+    def __init__(self, library: str, layer: nn.Cell):
+        super().__init__(library, layer, True)
+
+        def shapes(x, weight, gamma, *_):
+            out = self.out_shape(x, weight)
             return (out, out, gamma, gamma)
 
-        def backward_shapes(upper, x, weight, y, mean, variance, gamma, *_):
-            return (weight, gamma, gamma) if images else (x, weight, gamma, gamma)
+        self.forward = operator(self.place + "train", shapes, 4, inputs="rrrrwwr", stride=self.stride)
 
-        backward = operator(place + "backward", backward_shapes, 3 if images else 4)
-        convolve = operator(place + "convolve", lambda x, weight, settings: out_shape(x, weight), stride=stride)
-        if images:
-            backward_images = operator(place + "backward_images", lambda upper, x, *_: x)
+    def construct(self, x, weight, gamma, beta):
+        return self.forward(x, weight, gamma, beta, self.norm.moving_mean, self.norm.moving_variance, self.settings)
 
-        def gradients(upper, x, weight, y, mean, variance, gamma, beta, settings):
-            inputs = (upper, x, weight, y, mean, variance, gamma, beta, settings)
-            found = backward(*inputs)
-            # The images' gradient is an operator of its own, which falls away where nobody asks for it.
-            found = (backward_images(*inputs), *found) if images else found
-            return (*found, ops.zeros_like(mean), ops.zeros_like(variance), ops.zeros_like(settings))
-
-        def train_bprop(x, weight, gamma, beta, moving_mean, moving_variance, settings, out, upper):
-            return gradients(upper[0], x, weight, out[1], out[2], out[3], gamma, beta, settings)
-
-        def infer_bprop(x, weight, gamma, beta, moving_mean, moving_variance, settings, out, upper):
-            y = convolve(x, weight, settings)
-            return gradients(upper, x, weight, y, moving_mean, moving_variance, gamma, beta, settings)
-
-        self.train_settings, self.infer_settings = settings(True), settings(False)
-        self.train_operator = operator(place + "train", train_shapes, 4, train_bprop, "rrrrwwr", stride=stride)
-        self.infer_operator = operator(
-            place + "infer", lambda x, weight, *_: out_shape(x, weight), 1, infer_bprop, stride=stride
-        )
-
-    def construct(self, x, weight, gamma, beta, moving_mean, moving_variance):
-        if not self.training:
-            return self.infer_operator(x, weight, gamma, beta, moving_mean, moving_variance, self.infer_settings)
-        return self.train_operator(x, weight, gamma, beta, moving_mean, moving_variance, self.train_settings)[0]
+    def bprop(self, x, weight, gamma, beta, out, upper):
+        return self.gradients((x, weight, gamma, beta), out[1:], upper[0])
 
 
-class RMSPropKernel(nn.Cell):
-    """RMSProp with momentum, epsilon inside the square root, for all parameters in one operator.
+class ConvNormEvaluation(ConvNormOperator):
+    """Gives the output."""
 
-    Args:
-        library: path of the compiled kernels.
-        decay, momentum, epsilon: see `nn.RMSProp`.
-        weight_decays: of each parameter.
+    def __init__(self, library: str, layer: nn.Cell):
+        super().__init__(library, layer, False)
+        self.forward = operator(self.place + "infer", self.out_shape, stride=self.stride)
+        self.convolve = operator(self.place + "convolve", self.out_shape, stride=self.stride)
 
-    Inputs: learning rate (scalar); parameters, mean squares and moments, which are updated; gradients.
-    """
+    def construct(self, x, weight, gamma, beta):
+        return self.forward(x, weight, gamma, beta, self.norm.moving_mean, self.norm.moving_variance, self.settings)
 
-    def __init__(self, library: str, decay: float, momentum: float, epsilon: float, weight_decays: Sequence[float]):
-        super().__init__()
-        self.settings = ms.Tensor(np.array([decay, momentum, epsilon], np.float32))
-        self.weight_decays = ms.Tensor(np.array(weight_decays, np.float32))
-        count = len(weight_decays)
-        access = "rrr" + "w" * 3 * count + "r" * count
-        self.operator = operator(f"{library}:rmsprop_update", lambda *_: [1], inputs=access)
-
-    def construct(self, learning_rate, parameters, mean_squares, moments, gradients):
-        return self.operator(
-            learning_rate, self.settings, self.weight_decays, *parameters, *mean_squares, *moments, *gradients
-        )
+    def bprop(self, x, weight, gamma, beta, out, upper):
+        saved = (self.convolve(x, weight, self.settings), self.norm.moving_mean, self.norm.moving_variance)
+        return self.gradients((x, weight, gamma, beta), saved, upper)
 
 
 class SqueezeKernel(nn.Cell):
     """Squeeze-and-excitation as one operator.
 
-    Inputs: x of shape (N, H, W, C rounded up); weight and bias of the reducing and of the expanding convolution.
+    Args:
+        library: path of the compiled kernels.
+        layer: a `SqueezeExcitation`, see `kernels.FUSED`.
+
+    Inputs and outputs: tensor of shape (N, H, W, C rounded up).
     """
 
-    def __init__(self, library: str):
-        super().__init__()
+    def __init__(self, library: str, layer: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.reduce, self.expand = layer.reduce, layer.expand
 
         def forward_shapes(x, reduce, reduce_bias, *_):
             mean = [x[0], x[3]]
@@ -175,19 +180,21 @@ class SqueezeKernel(nn.Cell):
 
         self.operator = operator(f"{library}:squeeze_excite", forward_shapes, 4, bprop)
 
-    def construct(self, x, reduce, reduce_bias, expand, expand_bias):
-        return self.operator(x, reduce, reduce_bias, expand, expand_bias)[0]
+    def construct(self, x):
+        return self.operator(x, self.reduce.weight, self.reduce.bias, self.expand.weight, self.expand.bias)[0]
 
 
 class MeanKernel(nn.Cell):
     """The mean over an image's positions: (N, H, W, C rounded up) to (N, C).
 
     Args:
-        channels: C.
+        library: path of the compiled kernels.
+        layer: a `PositionMean`, see `kernels.FUSED`.
     """
 
-    def __init__(self, library: str, channels: int):
-        super().__init__()
+    def __init__(self, library: str, layer: nn.Cell):
+        super().__init__(auto_prefix=False)
+        channels = layer.channels
         backward = operator(f"{library}:position_mean_backward", lambda upper, x: x)
 
         def bprop(x, out, upper):
@@ -197,3 +204,27 @@ class MeanKernel(nn.Cell):
 
     def construct(self, x):
         return self.operator(x)
+
+
+class RMSPropKernel(nn.Cell):
+    """RMSProp with momentum, epsilon inside the square root, for all parameters in one operator.
+
+    Args:
+        library: path of the compiled kernels.
+        rule: an `RMSPropUpdate`, see `kernels.FUSED`.
+
+    Inputs: learning rate (scalar); parameters, mean squares and moments, which are updated; gradients.
+    """
+
+    def __init__(self, library: str, rule: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.settings = ms.Tensor(np.array([rule.decay, rule.momentum, rule.epsilon], np.float32))
+        self.weight_decays = ms.Tensor(np.array(rule.weight_decays, np.float32))
+        count = len(rule.weight_decays)
+        access = "rrr" + "w" * 3 * count + "r" * count
+        self.operator = operator(f"{library}:rmsprop_update", lambda *_: [1], inputs=access)
+
+    def construct(self, learning_rate, parameters, mean_squares, moments, gradients):
+        return self.operator(
+            learning_rate, self.settings, self.weight_decays, *parameters, *mean_squares, *moments, *gradients
+        )

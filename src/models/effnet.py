@@ -1,55 +1,58 @@
-"""EfficientNet B0 to B7 (Tan and Le 2019, arXiv:1905.11946)."""
+"""EfficientNet (Tan and Le 2019, arXiv:1905.11946): the cells of any member of the family."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import itertools
 import sys
 
 import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Uniform
 
-from src.models.family import (
-    HEAD_CHANNELS,
-    SQUEEZE_RATIO,
-    STAGES,
-    STEM_CHANNELS,
-    VARIANTS,
-    Stage,
-    classifier_bound,
-    scale_channels,
-    scale_repeats,
-    scaled_blocks,
+from src.models.family import VARIANTS, Architecture, Block, classifier_bound
+from src.models.layers import (
+    DEFAULTS,
+    ConvNormActivation,
+    DropConnect,
+    Dropout,
+    LayerSettings,
+    PositionMean,
+    SqueezeExcitation,
 )
-from src.models.layers import ConvNormActivation, DropConnect, Dropout, PositionMean, SqueezeExcitation
 
 
 class MBConv(nn.Cell):
     """Inverted residual: expand 1x1, depthwise, squeeze-and-excitation, project 1x1, residual where shapes allow.
 
     Args:
-        stage: expand ratio, kernel and stride; its channels are this block's, already scaled.
-        drop_rate: drop-connect's rate for this block.
-        stream, seed: see `layers.KeepMask`.
-        norm: keyword arguments of `ConvNormActivation`: padding, norm_eps, norm_momentum, sync_norm,
-            kernels.
+        block: kernel, stride and channels; which of the parts there are.
+        activation: one of `layers.ACTIVATIONS`.
+        settings: how convolutions pad and batch norms compute.
+        drop_connect: for the branch that the input is added to.
     """
 
-    def __init__(self, stage: Stage, drop_rate: float, stream: int, seed: int, norm: dict):
+    def __init__(self, block: Block, activation: str, settings: LayerSettings, drop_connect: DropConnect):
         super().__init__()
-        hidden = stage.in_channels * stage.expand_ratio
-        self.has_expand = stage.expand_ratio != 1
+        layer = functools.partial(ConvNormActivation, activation=activation, settings=settings)
+        hidden = block.hidden_channels
+        self.has_expand = block.expands
         if self.has_expand:
-            self.expand = ConvNormActivation(stage.in_channels, hidden, 1, 1, 1, True, **norm)
-        self.depthwise = ConvNormActivation(hidden, hidden, stage.kernel_size, stage.stride, hidden, True, **norm)
-        self.se = SqueezeExcitation(hidden, max(1, int(stage.in_channels * SQUEEZE_RATIO)), norm["kernels"])
-        self.project = ConvNormActivation(hidden, stage.out_channels, 1, 1, 1, False, **norm)
-        self.has_residual = stage.stride == 1 and stage.in_channels == stage.out_channels
+            self.expand = layer(block.in_channels, hidden, 1)
+        self.depthwise = layer(hidden, hidden, block.kernel_size, block.stride, groups=hidden)
+        self.has_squeeze = block.squeezed_channels > 0
+        if self.has_squeeze:
+            self.se = SqueezeExcitation(hidden, block.squeezed_channels, activation)
+        self.project = layer(hidden, block.out_channels, 1, activation=None)
+        self.has_residual = block.has_residual
         if self.has_residual:
-            self.drop_connect = DropConnect(drop_rate, stream, seed)
+            self.drop_connect = drop_connect
 
     def construct(self, x, step):
         y = self.expand(x) if self.has_expand else x
-        y = self.project(self.se(self.depthwise(y)))
+        y = self.depthwise(y)
+        y = self.project(self.se(y) if self.has_squeeze else y)
         return self.drop_connect(y, step) + x if self.has_residual else y
 
 
@@ -57,58 +60,39 @@ class EfficientNet(nn.Cell):
     """The network: images to logits.
 
     Args:
-        width_coeff: factor on the channel counts, positive.
-        depth_coeff: factor on the block counts, positive.
-        dropout_rate: dropout before the dense layer, 0 <= rate < 1.
-        drop_connect_rate: drop-connect grows linearly over the blocks from 0 towards this rate.
+        architecture: the member of the family.
         num_classes: width of the logits.
-        padding: "same" (TensorFlow's) or "symmetric" (PyTorch's).
-        norm_eps: epsilon of the batch norms.
-        norm_momentum: share of the old moving statistics that a step keeps.
+        layers: how convolutions pad and batch norms compute.
+        dropout_rate: dropout before the dense layer, 0 <= rate < 1; None takes the architecture's.
+        drop_connect_rate: drop-connect grows linearly over the blocks from 0 towards this rate.
         seed: seed of drop-connect and dropout; weights follow `mindspore.set_seed`.
-        sync_norm: compute batch-norm statistics over the batches of all ranks; MindSpore can on Ascend.
-        kernels: `src.kernels.Kernels` to compute with on a CPU. None takes MindSpore's operators, which every device
-            has and which alone can be exported; parameters and, up to rounding, results are the same.
 
-    Inputs: float32 tensor of shape (N, 3, H, W), any N; with kernels N must be known when a graph is compiled.
+    Inputs: float32 tensor of shape (N, 3, H, W), any N.
     Outputs: logits of shape (N, num_classes).
     """
 
     def __init__(
         self,
-        width_coeff: float = 1.0,
-        depth_coeff: float = 1.0,
-        dropout_rate: float = 0.2,
-        drop_connect_rate: float = 0.2,
+        architecture: Architecture,
         num_classes: int = 1000,
-        padding: str = "same",
-        norm_eps: float = 1e-3,
-        norm_momentum: float = 0.99,
+        *,
+        layers: LayerSettings = DEFAULTS,
+        dropout_rate: float | None = None,
+        drop_connect_rate: float = 0.2,
         seed: int = 1,
-        sync_norm: bool = False,
-        kernels=None,
     ):
         super().__init__()
-        norm = {
-            "padding": padding,
-            "norm_eps": norm_eps,
-            "norm_momentum": norm_momentum,
-            "sync_norm": sync_norm,
-            "kernels": kernels,
-        }
-        stem_channels = scale_channels(STEM_CHANNELS, width_coeff)
-        head_channels = scale_channels(HEAD_CHANNELS, width_coeff)
-        stages = scaled_blocks(width_coeff, depth_coeff)
-        self.stage_repeats = tuple(scale_repeats(stage.repeats, depth_coeff) for stage in STAGES)
-        self.stem = ConvNormActivation(3, stem_channels, 3, 2, 1, True, **norm)
-        self.blocks = nn.CellList(
-            [MBConv(block, drop_connect_rate * i / len(stages), i, seed, norm) for i, block in enumerate(stages)]
-        )
-        self.head = ConvNormActivation(stages[-1].out_channels, head_channels, 1, 1, 1, True, **norm)
-        self.mean = PositionMean(head_channels, kernels)
-        self.dropout = Dropout(dropout_rate, len(stages), seed)
+        self.architecture = architecture
+        activation, blocks, width = architecture.activation, architecture.blocks, architecture.head_width
+        layer = functools.partial(ConvNormActivation, activation=activation, settings=layers)
+        self.stem = layer(3, architecture.stem_width, 3, 2)
+        drops = [DropConnect(drop_connect_rate * i / len(blocks), i, seed) for i in range(len(blocks))]
+        self.blocks = nn.CellList([MBConv(block, activation, layers, drop) for block, drop in zip(blocks, drops)])
+        self.head = layer(blocks[-1].out_channels, width, 1)
+        self.mean = PositionMean(width)
+        self.dropout = Dropout(architecture.dropout_rate if dropout_rate is None else dropout_rate, len(blocks), seed)
         weight_init = Uniform(classifier_bound(num_classes))
-        self.classifier = nn.Dense(head_channels, num_classes, weight_init=weight_init, bias_init="zeros")
+        self.classifier = nn.Dense(width, num_classes, weight_init=weight_init, bias_init="zeros")
         # Counts training steps: the position in the random numbers of drop-connect and dropout.
         self.random_step = Parameter(ms.Tensor(0, ms.int32), name="random_step", requires_grad=False)
 
@@ -123,15 +107,16 @@ class EfficientNet(nn.Cell):
         x = self.mean(self.head(x))
         return self.classifier(self.dropout(x, step))
 
-    def freeze(self, parts: int) -> list:
-        """Hold the first parts of the network fixed: 1 is the stem, 2 to 8 add the seven stages, 9 the head.
+    def freeze(self, parts: int) -> list[nn.Cell]:
+        """Hold the first parts of the network fixed: 1 is the stem, each further one adds a stage, the last the head.
+
+        Kernels must have been installed before: the cells that are returned are those in use now.
 
         Returns:
             list of cells, which must stay in evaluation mode: their batch norms use the moving statistics.
         """
-        blocks = list(self.blocks)
-        starts = [sum(self.stage_repeats[:i]) for i in range(len(STAGES) + 1)]
-        stages = [blocks[start:end] for start, end in zip(starts, starts[1:])]
+        blocks = iter(self.blocks)
+        stages = [list(itertools.islice(blocks, repeats)) for repeats in self.architecture.stage_repeats]
         frozen = [cell for part in [[self.stem], *stages, [self.head]][:parts] for cell in part]
         for cell in frozen:
             for parameter in cell.get_parameters():
@@ -143,17 +128,17 @@ def create_network(variant: str = "b0", **settings) -> EfficientNet:
     """Build a member of the family.
 
     Args:
-        variant: "b0" to "b7".
-        settings: arguments of `EfficientNet` that differ from the variant's.
+        variant: one of VARIANTS.
+        settings: arguments of `EfficientNet` and fields of its `LayerSettings`, where they differ from the defaults.
 
     Raises:
         ValueError: for an unknown variant.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant is '{variant}', not one of {', '.join(VARIANTS)}")
-    scaling = VARIANTS[variant]
-    settings = {"dropout_rate": scaling.dropout_rate, **settings}
-    return EfficientNet(scaling.width_coeff, scaling.depth_coeff, **settings)
+    names = {field.name for field in dataclasses.fields(LayerSettings)} & settings.keys()
+    layers = LayerSettings(**{name: settings.pop(name) for name in names})
+    return EfficientNet(VARIANTS[variant], layers=layers, **settings)
 
 
 if __name__ == "__main__":

@@ -172,12 +172,5 @@ def classifier_bound(num_classes: int) -> float:
     return 1.0 / math.sqrt(max(num_classes, 1000))
 
 
-# Until the walks read the rows themselves.
-STEM_CHANNELS, HEAD_CHANNELS, SQUEEZE_RATIO = 32, 1280, 0.25
-Variant = Architecture
-
-
-def scaled_blocks(width_coeff: float, depth_coeff: float) -> list[Stage]:
-    """All blocks of a scaled network in order, each as a Stage with repeats 1."""
-    row = Architecture("", width_coeff, depth_coeff, 0, 0.0)
-    return [Stage(b.expand_ratio, b.kernel_size, b.stride, b.in_channels, b.out_channels, 1) for b in row.blocks]
+# Until src.weights reads the rows itself.
+HEAD_CHANNELS = 1280

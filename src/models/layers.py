@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import mindspore as ms
@@ -15,6 +16,30 @@ from src.models.family import PADDINGS
 def swish(x):
     """x * sigmoid(x), elementwise (Ramachandran et al. 2017, arXiv:1710.05941); every backend and ONNX have the two."""
     return x * ops.sigmoid(x)
+
+
+ACTIVATIONS = {"swish": swish, "relu6": ops.relu6}
+"""The functions behind the names in an `Architecture`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSettings:
+    """What all convolutions and batch norms of a network have in common.
+
+    Attributes:
+        padding: "same" (TensorFlow's) or "symmetric" (PyTorch's).
+        norm_eps: epsilon of the batch norms.
+        norm_momentum: share of the old moving statistics that a step keeps; PyTorch's momentum is 1 minus it.
+        sync_norm: compute batch-norm statistics over the batches of all ranks; MindSpore does that on Ascend.
+    """
+
+    padding: str = "same"
+    norm_eps: float = 1e-3
+    norm_momentum: float = 0.99
+    sync_norm: bool = False
+
+
+DEFAULTS = LayerSettings()
 
 
 def convolution(
@@ -54,18 +79,22 @@ def convolution(
     )
 
 
+# `src.kernels` knows the next three cells by the names of their classes and reads their attributes; see its FUSED.
+
+
 class ConvNormActivation(nn.Cell):
-    """Convolution without bias, batch norm and, unless `activate` is False, swish.
+    """Convolution without bias, batch norm and, unless it is None, an activation.
 
     Args:
-        norm_eps: epsilon of the batch norm.
-        norm_momentum: share of the old moving statistics that a step keeps; PyTorch's is 1 minus it.
-        sync_norm: compute the statistics over the batches of all ranks; MindSpore can on Ascend.
-        kernels: `src.kernels.Kernels` to compute with, or None; has no `sync_norm`.
-        The others are those of `convolution`.
+        in_channels, out_channels, kernel_size, stride, groups: of the convolution.
+        activation: one of ACTIVATIONS, or None.
+        settings: how convolutions pad and batch norms compute.
 
-    Shapes: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)); with kernels as in
-        `src.kernels.operators`.
+    Attributes:
+        conv, norm: MindSpore's cells.
+        activation: as given.
+
+    Shapes: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
     """
 
     def __init__(
@@ -73,30 +102,22 @@ class ConvNormActivation(nn.Cell):
         in_channels: int,
         out_channels: int,
         kernel_size: int,
-        stride: int,
-        groups: int,
-        activate: bool,
-        padding: str,
-        norm_eps: float,
-        norm_momentum: float,
-        sync_norm: bool = False,
-        kernels=None,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        activation: str | None = "swish",
+        settings: LayerSettings = DEFAULTS,
     ):
         super().__init__()
-        self.conv = convolution(in_channels, out_channels, kernel_size, stride, groups, padding)
-        batch_norm = nn.SyncBatchNorm if sync_norm else nn.BatchNorm2d
-        self.norm = batch_norm(out_channels, eps=norm_eps, momentum=norm_momentum)
-        self.activate = activate
-        self.kernel = None
-        if kernels is not None:
-            self.kernel = kernels.conv_norm(kernel_size, stride, groups, padding, activate, norm_eps, norm_momentum)
+        self.conv = convolution(in_channels, out_channels, kernel_size, stride, groups, settings.padding)
+        batch_norm = nn.SyncBatchNorm if settings.sync_norm else nn.BatchNorm2d
+        self.norm = batch_norm(out_channels, eps=settings.norm_eps, momentum=settings.norm_momentum)
+        self.activation = activation
+        self.activate = ACTIVATIONS[activation] if activation else None
 
     def construct(self, x):
-        if self.kernel is not None:
-            norm = self.norm
-            return self.kernel(x, self.conv.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)
         x = self.norm(self.conv(x))
-        return swish(x) if self.activate else x
+        return x if self.activate is None else self.activate(x)
 
 
 class SqueezeExcitation(nn.Cell):
@@ -105,20 +126,23 @@ class SqueezeExcitation(nn.Cell):
     Args:
         channels: channels of the input.
         squeezed: channels between the two 1x1 convolutions.
-        kernels: see `ConvNormActivation`.
+        activation: between the two, one of ACTIVATIONS.
+
+    Attributes:
+        reduce, expand: the convolutions, with bias.
+        activation: as given.
     """
 
-    def __init__(self, channels: int, squeezed: int, kernels=None):
+    def __init__(self, channels: int, squeezed: int, activation: str = "swish"):
         super().__init__()
         self.reduce = convolution(channels, squeezed, 1, has_bias=True)
         self.expand = convolution(squeezed, channels, 1, has_bias=True)
-        self.kernel = None if kernels is None else kernels.squeeze()
+        self.activation = activation
+        self.activate = ACTIVATIONS[activation]
 
     def construct(self, x):
-        if self.kernel is not None:
-            return self.kernel(x, self.reduce.weight, self.reduce.bias, self.expand.weight, self.expand.bias)
         gate = ops.mean(x, (2, 3), True)
-        return x * ops.sigmoid(self.expand(swish(self.reduce(gate))))
+        return x * ops.sigmoid(self.expand(self.activate(self.reduce(gate))))
 
 
 class PositionMean(nn.Cell):
@@ -126,16 +150,16 @@ class PositionMean(nn.Cell):
 
     Args:
         channels: C.
-        kernels: see `ConvNormActivation`.
+
+    Attributes:
+        channels: as given.
     """
 
-    def __init__(self, channels: int, kernels=None):
+    def __init__(self, channels: int):
         super().__init__()
-        self.kernel = None if kernels is None else kernels.mean(channels)
+        self.channels = channels
 
     def construct(self, x):
-        if self.kernel is not None:
-            return self.kernel(x)
         return ops.mean(x, (2, 3))
 
 

@@ -1,15 +1,15 @@
-"""The network as a table of layers: output shapes, parameters and multiply-adds, counted without running it."""
+"""The network as a table of layers: output shapes, parameters and multiply-adds, counted from its row of the family.
+
+Without MindSpore.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
-from mindspore import nn
-
 from src.common.cli import ArgumentParser, positive_int
-from src.models.effnet import EfficientNet, MBConv, create_network
-from src.models.family import VARIANTS
+from src.models.family import VARIANTS, Architecture, Block
 
 
 class Row(NamedTuple):
@@ -30,47 +30,71 @@ class Row(NamedTuple):
     multiply_adds: int
 
 
-def layer_table(network: EfficientNet, image_size: int) -> list[Row]:
+class Convolution(NamedTuple):
+    """A convolution that gives an output of `size` x `size` pixels.
+
+    Attributes:
+        weights: numbers in its kernels.
+        others: numbers of its bias or of the batch norm behind it.
+    """
+
+    weights: int
+    others: int
+    size: int
+
+
+def layer_table(architecture: Architecture, image_size: int, num_classes: int = 1000) -> list[Row]:
     """The rows of a network for square images of `image_size` pixels."""
-    layers = [("stem", network.stem)]
-    layers += [(f"blocks.{i}", block) for i, block in enumerate(network.blocks)]
-    layers += [("head", network.head)]
-    rows = []
-    size = image_size
-    for name, layer in layers:
-        multiply_adds = 0
-        for path, cell in layer.cells_and_names():
-            if isinstance(cell, nn.Conv2d):
-                # Squeeze-and-excitation works on the means of the channels: one position.
-                inside_gate = path.startswith("se.")
-                size = size if inside_gate else math.ceil(size / cell.stride[0])
-                multiply_adds += cell.weight.size * (1 if inside_gate else size * size)
-                channels = cell.out_channels
-        rows.append(Row(name, describe(layer), (channels, size, size), count_parameters(layer), multiply_adds))
-    dense = network.classifier
-    kind = "mean, dropout, dense"
-    rows.append(Row("classifier", kind, (dense.out_channels,), count_parameters(dense), dense.weight.size))
+    size = math.ceil(image_size / 2)
+    stem, head = architecture.stem_width, architecture.head_width
+    rows = [count_row("stem", "Conv", 3, 2, stem, [normed(3, stem, 3, size)])]
+    for i, block in enumerate(architecture.blocks):
+        convolutions = block_convolutions(block, size)
+        size = convolutions[-1].size
+        kind = f"MBConv{block.expand_ratio}"
+        rows.append(count_row(f"blocks.{i}", kind, block.kernel_size, block.stride, block.out_channels, convolutions))
+    last = normed(architecture.blocks[-1].out_channels, head, 1, size)
+    rows.append(count_row("head", "Conv", 1, 1, head, [last]))
+    dense = head * num_classes
+    rows.append(Row("classifier", "mean, dropout, dense", (num_classes,), dense + num_classes, dense))
     return rows
 
 
-def describe(layer: nn.Cell) -> str:
-    """A layer in the paper's words."""
-    conv = layer.depthwise.conv if isinstance(layer, MBConv) else layer.conv
-    kind = "Conv"
-    if isinstance(layer, MBConv):
-        kind = f"MBConv{conv.in_channels // (layer.expand.conv if layer.has_expand else conv).in_channels}"
-    stride = f", stride {conv.stride[0]}" if conv.stride[0] > 1 else ""
-    return f"{kind}, k{conv.kernel_size[0]}x{conv.kernel_size[1]}{stride}"
+def block_convolutions(block: Block, size: int) -> list[Convolution]:
+    """The convolutions of a block whose input has `size` x `size` pixels."""
+    hidden, squeezed = block.hidden_channels, block.squeezed_channels
+    smaller = math.ceil(size / block.stride)
+    found = [normed(block.in_channels, hidden, 1, size)] if block.expands else []
+    found.append(normed(1, hidden, block.kernel_size, smaller))
+    if squeezed:
+        # Squeeze-and-excitation works on the means of the channels: one position.
+        found += [Convolution(hidden * squeezed, squeezed, 1), Convolution(squeezed * hidden, hidden, 1)]
+    return [*found, normed(hidden, block.out_channels, 1, smaller)]
 
 
-def count_parameters(cell: nn.Cell) -> int:
-    """Trained numbers of a cell."""
-    return sum(parameter.size for parameter in cell.trainable_params())
+def normed(inputs: int, outputs: int, kernel_size: int, size: int) -> Convolution:
+    """A convolution of which each output channel sees `inputs` channels, with a batch norm."""
+    return Convolution(inputs * outputs * kernel_size**2, 2 * outputs, size)
 
 
-def count_multiply_adds(network: EfficientNet, image_size: int) -> int:
+def count_row(
+    name: str, kind: str, kernel_size: int, stride: int, channels: int, convolutions: list[Convolution]
+) -> Row:
+    """The row of a layer that consists of these convolutions, the last of which gives its output."""
+    stride_text = f", stride {stride}" if stride > 1 else ""
+    size = convolutions[-1].size
+    return Row(
+        name,
+        f"{kind}, k{kernel_size}x{kernel_size}{stride_text}",
+        (channels, size, size),
+        sum(convolution.weights + convolution.others for convolution in convolutions),
+        sum(convolution.weights * convolution.size**2 for convolution in convolutions),
+    )
+
+
+def count_multiply_adds(architecture: Architecture, image_size: int, num_classes: int = 1000) -> int:
     """Multiply-adds of convolutions and dense layers for one square image of `image_size` pixels."""
-    return sum(row.multiply_adds for row in layer_table(network, image_size))
+    return sum(row.multiply_adds for row in layer_table(architecture, image_size, num_classes))
 
 
 def format_table(rows: list[Row]) -> str:
@@ -97,6 +121,7 @@ def main(argv=None) -> None:
     parser.add_argument("--image_size", type=positive_int, help="pixels; the variant's when left out")
     parser.add_argument("--class_num", type=positive_int, default=1000, help="number of classes")
     arguments = parser.parse_args(argv)
-    size = arguments.image_size or VARIANTS[arguments.variant].image_size
-    print(f"EfficientNet-{arguments.variant.upper()}, images of {size} x {size} pixels, {arguments.class_num} classes")
-    print(format_table(layer_table(create_network(arguments.variant, num_classes=arguments.class_num), size)))
+    architecture, classes = VARIANTS[arguments.variant], arguments.class_num
+    size = arguments.image_size or architecture.image_size
+    print(f"EfficientNet-{arguments.variant.upper()}, images of {size} x {size} pixels, {classes} classes")
+    print(format_table(layer_table(architecture, size, classes)))

@@ -6,6 +6,7 @@ import os
 
 from src.images.engine import describe_engine
 from src.models.effnet import EfficientNet
+from src.models.family import VARIANTS
 from src.models.table import count_multiply_adds
 from src.Monitor import format_seconds
 from src.training.loop import TrainingLoop
@@ -17,6 +18,7 @@ from src.weights.checkpoint import BEST_NAME
 def describe_run(run: Run, network: EfficientNet, progress: Progress) -> None:
     """Say at the start what is going to happen, and which weights it begins with."""
     config, schedule, folder = run.config, run.schedule, run.folder
+    multiply_adds = count_multiply_adds(VARIANTS[config.variant], config.image_size, config.class_num)
     weights = sum(parameter.size for parameter in network.trainable_params())
     print(
         f"device: {run.device.describe()}, amp level {config.amp_level}, "
@@ -24,7 +26,7 @@ def describe_run(run: Run, network: EfficientNet, progress: Progress) -> None:
     )
     print(
         f"network: EfficientNet-{config.variant.upper()}, {weights / 1e6:.2f} M trainable parameters, "
-        f"{count_multiply_adds(network, config.image_size) / 1e9:.3f} G multiply-adds for an image of "
+        f"{multiply_adds / 1e9:.3f} G multiply-adds for an image of "
         f"{config.image_size} pixels"
     )
     print(f"data: {len(folder)} images in {len(folder.classes)} classes in {folder.root}, {describe_engine()}")

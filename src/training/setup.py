@@ -18,11 +18,11 @@ from src.images.augment import Augmentation
 from src.images.mix import create_mix
 from src.kernels import Kernels
 from src.loss import CrossEntropySmooth
-from src.models.effnet import EfficientNet, create_network
+from src.models.effnet import EfficientNet
 from src.models.family import VARIANTS
 from src.runtime.collective import count_ranks, find_disagreement, take_from_rank_0
 from src.runtime.device import Device, prepare_device
-from src.training.optimizer import create_optimizer
+from src.training.optimizer import OptimizerSettings, create_optimizer
 from src.training.recipes import apply_recipe
 from src.training.resume import adopt_pretrained, check_class_names, fit_classifier, merge_resumed, restore
 from src.training.run_folder import find_resume
@@ -160,18 +160,17 @@ def create_model(run: Run) -> EfficientNet:
     """
     config = run.config
     ms.set_seed(config.seed)
-    return create_network(
-        run.info.variant,
-        num_classes=run.info.num_classes,
-        padding=run.info.padding,
-        norm_eps=run.info.norm_eps,
+    network = build_network(
+        run.info,
         norm_momentum=config.norm_momentum,
         dropout_rate=config.dropout_rate,
         drop_connect_rate=config.drop_connect_rate,
         seed=config.seed * 1000003 + run.device.rank,
         sync_norm=config.sync_bn,
-        kernels=run.kernels,
     )
+    if run.kernels:
+        run.kernels.install(network)
+    return network
 
 
 def create_train_step(run: Run, network: EfficientNet) -> TrainStep:
@@ -187,8 +186,10 @@ def create_train_step(run: Run, network: EfficientNet) -> TrainStep:
         ema_decay=config.ema_decay if config.use_ema else 0.0,
         rank_size=run.device.rank_size,
     )
-    rates = run.schedule.learning_rates
-    optimizer = create_optimizer(network.trainable_params(), rates, config, run.kernels)
+    parameters, rates = network.trainable_params(), run.schedule.learning_rates
+    optimizer = create_optimizer(parameters, rates, config.part(OptimizerSettings))
+    if run.kernels:
+        run.kernels.install(optimizer)
     return TrainStep(
         computing, CrossEntropySmooth(run.smoothing, config.class_num), optimizer, settings, frozen=frozen
     ).set_train()
@@ -271,7 +272,9 @@ def create_evaluator(run: Run):
     """
     if run.held_out is None:
         return None
-    network = build_network(run.info, kernels=run.device.kernels if run.config.kernels else None)
+    network = build_network(run.info)
+    if run.config.kernels and run.device.kernels:
+        run.device.kernels.install(network)
     network.set_train(False)
     # One for the whole run: each image that cannot be decoded is named once.
     bad = BadImages(len(run.held_out))

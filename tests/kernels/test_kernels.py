@@ -1,6 +1,7 @@
 """The kernels against MindSpore's own operators, numerical gradients in float64, and each other's instruction sets."""
 
 import ctypes
+import dataclasses
 import os
 import pathlib
 import platform
@@ -11,23 +12,24 @@ import tempfile
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 
 from src.common import native
 from src.common.machine import cpu_flags
-from src.config import Config
 from src.kernels import build, load_kernels
 from src.kernels.operators import padded
 from src.loss import CrossEntropySmooth
 from src.models.effnet import EfficientNet
-from src.models.layers import ConvNormActivation, PositionMean, SqueezeExcitation
-from src.training.optimizer import create_optimizer
+from src.models.family import VARIANTS
+from src.models.layers import ConvNormActivation, LayerSettings, PositionMean, SqueezeExcitation
+from src.training.optimizer import OptimizerSettings, create_optimizer
 from src.training.step import StepSettings, TrainStep
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 LEVELS = list(build.LEVELS)
 TOLERANCE = 1e-5
 EPS, MOMENTUM = 1e-3, 0.9
+SMALL = dataclasses.replace(VARIANTS["b0"], width_coeff=0.5, depth_coeff=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -245,9 +247,21 @@ def test_layer_is_its_definition_and_gradients_are_numerical_ones(library, case,
         assert abs((gradient * direction).sum() - slope) < TOLERANCE * max(size, abs(slope))
 
 
+class Alone(nn.Cell):
+    """A network of one layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def construct(self, x):
+        return self.layer(x)
+
+
 def with_own_parameters(kernels, make):
-    """A layer with MindSpore's operators and the same with the kernels, with equal, random parameters."""
-    own, fast = make(None), make(kernels)
+    """A network with MindSpore's operators and the same with the kernels, with equal, random parameters."""
+    own, fast = make(), make()
+    assert kernels.install(fast)
     generator = np.random.default_rng(2)
     for parameter, twin in zip(own.get_parameters(), fast.get_parameters()):
         assert parameter.name == twin.name and parameter.shape == twin.shape
@@ -293,9 +307,10 @@ def compare_layers(own, fast, x, upper, from_images=False):
 def test_layer_is_mindspores(kernels, case, training):
     """Moving statistics included: MindSpore's momentum and its variance divided by one less than the count."""
 
-    def make(kernels):
-        settings = (case.kernel, case.stride, case.groups, True, case.padding, EPS, MOMENTUM)
-        return ConvNormActivation(case.in_channels, case.out_channels, *settings, kernels=kernels)
+    def make():
+        settings = LayerSettings(case.padding, EPS, MOMENTUM)
+        sizes = (case.in_channels, case.out_channels, case.kernel, case.stride)
+        return Alone(ConvNormActivation(*sizes, groups=case.groups, settings=settings))
 
     own, fast = with_own_parameters(kernels, make)
     own.set_train(training)
@@ -307,7 +322,7 @@ def test_layer_is_mindspores(kernels, case, training):
     "channels, squeezed, size", [(24, 6, (5, 7)), (96, 4, (9, 9)), (40, 3, (1, 2)), (672, 28, (7, 7))]
 )
 def test_squeeze_and_excitation_is_mindspores(kernels, channels, squeezed, size):
-    own, fast = with_own_parameters(kernels, lambda kernels: SqueezeExcitation(channels, squeezed, kernels))
+    own, fast = with_own_parameters(kernels, lambda: Alone(SqueezeExcitation(channels, squeezed)))
     compare_layers(own, fast, *random_array(np.random.default_rng(4), 2, 3, channels, *size))
 
 
@@ -315,7 +330,7 @@ def test_squeeze_and_excitation_is_mindspores(kernels, channels, squeezed, size)
 def test_mean_is_mindspores(kernels, channels, size):
     generator = np.random.default_rng(5)
     x, upper = random_array(generator, 3, channels, *size), random_array(generator, 3, channels)
-    compare_layers(PositionMean(channels), PositionMean(channels, kernels), x, upper)
+    compare_layers(PositionMean(channels), kernels.fuse(PositionMean(channels)), x, upper)
 
 
 def test_rmsprop_is_its_formula_for_every_element_and_decays_what_it_should(kernels):
@@ -324,9 +339,10 @@ def test_rmsprop_is_its_formula_for_every_element_and_decays_what_it_should(kern
     shapes = [(5, 3, 1, 1), (7,), (33, 17), (1,), (40000,)]
     values = [random_array(generator, *shape) for shape in shapes]
     parameters = [ms.Parameter(Tensor(value), name=f"w{i}") for i, value in enumerate(values)]
-    config = Config(opt_decay=0.8, momentum=0.9, opt_eps=0.001, weight_decay=0.1)
+    config = OptimizerSettings(opt_decay=0.8, momentum=0.9, opt_eps=0.001, weight_decay=0.1)
     rates = np.array([0.5, 0.4, 0.3], np.float32)
-    optimizer = create_optimizer(parameters, rates, config, kernels)
+    optimizer = create_optimizer(parameters, rates, config)
+    assert kernels.install(optimizer)
     weights = [value.astype(np.float64) for value in values]
     squares, moments = [np.ones(shape) for shape in shapes], [np.zeros(shape) for shape in shapes]
     for rate in rates:
@@ -346,7 +362,8 @@ def test_rmsprop_is_its_formula_for_every_element_and_decays_what_it_should(kern
 def train_steps(network, images, labels, steps, kernels):
     """Losses of training steps in graph mode, and all parameters afterwards."""
     ms.set_context(mode=ms.GRAPH_MODE)
-    optimizer = create_optimizer(network.trainable_params(), np.full(steps, 0.001, np.float32), Config(), kernels)
+    optimizer = create_optimizer(network.trainable_params(), np.full(steps, 0.001, np.float32), OptimizerSettings())
+    assert kernels is None or kernels.install(optimizer)
     step = TrainStep(network, CrossEntropySmooth(0.1, 10), optimizer).set_train()
     losses = [float(step(Tensor(images), Tensor(labels)).asnumpy()) for _ in range(steps)]
     return losses, {parameter.name: parameter.asnumpy() for parameter in step.get_parameters()}
@@ -355,7 +372,9 @@ def train_steps(network, images, labels, steps, kernels):
 def small_network(kernels, padding="same"):
     """One block for each of the seven stages."""
     ms.set_seed(3)
-    return EfficientNet(0.5, 0.3, num_classes=10, padding=padding, norm_momentum=MOMENTUM, kernels=kernels)
+    network = EfficientNet(SMALL, 10, layers=LayerSettings(padding, norm_momentum=MOMENTUM))
+    assert kernels is None or kernels.install(network)
+    return network
 
 
 def test_training_steps_of_the_network_are_mindspores_and_the_same_each_time(kernels):
@@ -375,7 +394,7 @@ def test_training_steps_of_the_network_are_mindspores_and_the_same_each_time(ker
 
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
 def test_evaluated_network_is_mindspores(kernels, padding):
-    own, fast = with_own_parameters(kernels, lambda kernels: small_network(kernels, padding).set_train(False))
+    own, fast = with_own_parameters(kernels, lambda: small_network(None, padding).set_train(False))
     images = Tensor(random_array(np.random.default_rng(8), 3, 3, 40, 64))
     assert relative_error(fast(images).asnumpy(), own(images).asnumpy()) < TOLERANCE
 
@@ -390,7 +409,8 @@ def test_frozen_parts_and_micro_batches_work_with_kernels(kernels):
         network = small_network(chosen)
         frozen = network.freeze(3)
         weights = network.trainable_params()
-        optimizer = create_optimizer(weights, np.full(4, 1e-4, np.float32), Config(), chosen)
+        optimizer = create_optimizer(weights, np.full(4, 1e-4, np.float32), OptimizerSettings())
+        assert chosen is None or chosen.install(optimizer)
         loss = CrossEntropySmooth(0.1, 10)
         step = TrainStep(network, loss, optimizer, StepSettings(accumulate_steps=2), frozen=frozen).set_train()
         losses = [float(step(Tensor(images), Tensor(labels)).asnumpy()) for _ in range(4)]
@@ -405,6 +425,87 @@ def test_network_has_standard_operators_unless_kernels_are_asked_for():
     """Exported files must run everywhere; export.py builds its network without kernels."""
     modules = {type(cell).__module__ for _, cell in small_network(None).cells_and_names()}
     assert "src.models.layers" in modules and "src.kernels.operators" not in modules
+
+
+def parameters_of(cell):
+    """What checkpoints and optimisers go by."""
+    return [(p.name, p.shape, p.requires_grad, id(p)) for p in cell.get_parameters()]
+
+
+def classes_of(cell):
+    return {type(part).__name__ for _, part in cell.cells_and_names()}
+
+
+def test_installing_keeps_parameters_names_and_order(kernels):
+    network = small_network(None).set_train(False)
+    optimizer = create_optimizer(network.trainable_params(), np.full(1, 0.1, np.float32), OptimizerSettings())
+    for cell in (network, optimizer):
+        before, named = parameters_of(cell), [name for name, _ in cell.parameters_and_names()]
+        assert kernels.install(cell)
+        assert parameters_of(cell) == before
+        assert [name for name, _ in cell.parameters_and_names()] == named
+    fused = {"ConvNormActivation", "SqueezeExcitation", "PositionMean", "RMSPropUpdate"}
+    assert not classes_of(network) & fused and not classes_of(optimizer) & fused
+    assert {"ConvNormKernel", "SqueezeKernel", "MeanKernel"} < classes_of(network)
+    assert "RMSPropKernel" in classes_of(optimizer)
+    assert not network.stem.training and network.set_train().stem.training
+
+
+def test_freezing_after_installing_returns_the_cells_in_use(kernels):
+    network = small_network(kernels)
+    frozen = network.freeze(9)
+    assert frozen == [network.stem, *network.blocks, network.head]
+    assert [p.name for p in network.trainable_params()] == ["classifier.weight", "classifier.bias"]
+
+
+@pytest.mark.parametrize(
+    "architecture, settings",
+    [
+        (dataclasses.replace(SMALL, activation="relu6"), LayerSettings()),
+        (dataclasses.replace(SMALL, activation="relu6", squeeze_ratio=0), LayerSettings()),
+        (SMALL, LayerSettings(sync_norm=True)),
+    ],
+    ids=["relu6", "lite", "sync_norm"],
+)
+def test_network_with_what_the_kernels_do_not_know_is_left_alone(kernels, monkeypatch, architecture, settings):
+    monkeypatch.setattr(nn, "SyncBatchNorm", OtherNorm)
+    network = EfficientNet(architecture, 10, layers=settings).set_train(False)
+    before, cells = parameters_of(network), [id(cell) for _, cell in network.cells_and_names()]
+    assert not kernels.install(network)
+    assert parameters_of(network) == before and [id(cell) for _, cell in network.cells_and_names()] == cells
+    assert network(Tensor(np.zeros((1, 3, 32, 32), np.float32))).shape == (1, 10)
+
+
+class OtherNorm(nn.BatchNorm2d):
+    """In the place of MindSpore's norm over several ranks, which needs them."""
+
+
+def test_convolution_outside_of_the_known_cells_keeps_kernels_out(kernels):
+    network = Alone(ConvNormActivation(3, 8, 3))
+    network.other = nn.Conv2d(8, 8, 1)
+    assert not kernels.install(network)
+    assert "ConvNormKernel" not in classes_of(network)
+
+
+def test_cells_of_a_sequential_cell_are_left_alone(kernels):
+    """It would go on calling those that it was built from."""
+    network = nn.SequentialCell(ConvNormActivation(3, 8, 3))
+    assert not kernels.install(network)
+    assert "ConvNormKernel" not in classes_of(network)
+
+
+def test_cells_without_a_kernel_are_left_alone(kernels):
+    assert not kernels.install(nn.Dense(3, 4))
+    parameters = [ms.Parameter(Tensor(np.ones((2, 2), np.float32)), name="w")]
+    assert not kernels.install(create_optimizer(parameters, np.full(1, 0.1, np.float32), OptimizerSettings(opt="sgd")))
+
+
+def test_network_without_squeeze_and_excitation_is_mindspores(kernels):
+    """A row with swish and without gates: every block's kernels but one."""
+    row = dataclasses.replace(SMALL, squeeze_ratio=0)
+    own, fast = with_own_parameters(kernels, lambda: EfficientNet(row, 10).set_train(False))
+    images = Tensor(random_array(np.random.default_rng(8), 3, 3, 40, 64))
+    assert relative_error(fast(images).asnumpy(), own(images).asnumpy()) < TOLERANCE
 
 
 def test_wrong_calls_are_refused(library):

@@ -1,5 +1,6 @@
 """The network against the paper's tables, timm's and torchvision's figures, and what drop-connect promises."""
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from mindspore import Tensor, nn
 
 from src.common.cli import UsageError
 from src.models.effnet import EfficientNet, create_network
-from src.models.family import STAGES, VARIANTS, scale_channels, scale_repeats, scaled_blocks
+from src.models.family import STAGES, VARIANTS, Architecture, scale_channels, scale_repeats
 from src.models.table import count_multiply_adds, format_table, layer_table, main
 
 # The table of the published networks; timm and torchvision count the same.
@@ -52,6 +53,25 @@ PAPER_LAYERS = [
 ]
 
 
+# EfficientNet-Lite: rows like any other.
+LITE = {
+    row.name: row
+    for row in (
+        Architecture(
+            name, width, depth, 224, 0.2, ends_scale=False, fixed_stages=(0, 6), activation="relu6", squeeze_ratio=0
+        )
+        for name, width, depth in [
+            ("lite0", 1.0, 1.0),
+            ("lite1", 1.0, 1.1),
+            ("lite2", 1.1, 1.2),
+            ("lite3", 1.2, 1.4),
+            ("lite4", 1.4, 1.8),
+        ]
+    )
+}
+LITE_PARAMETERS = {"lite0": 4652008, "lite1": 5416680, "lite2": 6092072, "lite3": 8197096, "lite4": 13006568}
+
+
 @pytest.fixture(scope="module")
 def networks():
     """All eight, as published."""
@@ -68,7 +88,7 @@ def graph_mode():
 
 def small_network(**settings):
     """A tenth of the width: the same code in a moment."""
-    return EfficientNet(0.1, 1.0, **{"num_classes": 5, **settings})
+    return EfficientNet(dataclasses.replace(VARIANTS["b0"], width_coeff=0.1), 5, **settings)
 
 
 def random_images(count, size=32, seed=0):
@@ -78,7 +98,7 @@ def random_images(count, size=32, seed=0):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parameter_counts_are_the_published_ones(networks, variant):
     assert sum(p.size for p in networks[variant].trainable_params()) == PARAMETERS[variant]
-    assert sum(row.parameters for row in layer_table(networks[variant], 224)) == PARAMETERS[variant]
+    assert sum(row.parameters for row in layer_table(VARIANTS[variant], 224)) == PARAMETERS[variant]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -95,8 +115,8 @@ def test_channels_and_shapes_are_timms(networks, variant):
     assert shapes(p.shape for p in networks[variant].trainable_params()) == shapes(p.shape for p in peer.parameters())
 
 
-def test_layers_are_those_of_the_papers_table(networks):
-    rows = layer_table(networks["b0"], 224)[:-1]
+def test_layers_are_those_of_the_papers_table():
+    rows = layer_table(VARIANTS["b0"], 224)[:-1]
     stages, sizes = [], [224] + [row.output_shape[1] for row in rows]
     for row, size in zip(rows, sizes):
         kind, channels = row.kind, row.output_shape[0]
@@ -109,18 +129,68 @@ def test_layers_are_those_of_the_papers_table(networks):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_multiply_adds_are_the_papers_and_torchvisions(networks, variant):
-    network, size = networks[variant], VARIANTS[variant].image_size
-    assert count_multiply_adds(network, size) / 1e9 == pytest.approx(PAPER_MULTIPLY_ADDS[variant], rel=0.05)
+def test_multiply_adds_are_the_papers_and_torchvisions(variant):
+    row = VARIANTS[variant]
+    size = row.image_size
+    assert count_multiply_adds(row, size) / 1e9 == pytest.approx(PAPER_MULTIPLY_ADDS[variant], rel=0.05)
     size = 288 if variant == "b2" else size
-    assert round(count_multiply_adds(network, size) / 1e9, 3) == TORCHVISION_MULTIPLY_ADDS[variant]
+    assert round(count_multiply_adds(row, size) / 1e9, 3) == TORCHVISION_MULTIPLY_ADDS[variant]
+
+
+@pytest.mark.parametrize("architecture", [*VARIANTS.values(), *LITE.values()], ids=lambda row: row.name)
+def test_the_table_counts_what_the_cells_hold(networks, architecture):
+    network = networks.get(architecture.name) or EfficientNet(architecture)
+    layers = {"stem": network.stem, **{f"blocks.{i}": block for i, block in enumerate(network.blocks)}}
+    layers.update(head=network.head, classifier=network.classifier)
+    counted = {name: sum(p.size for p in layer.trainable_params()) for name, layer in layers.items()}
+    assert {row.name: row.parameters for row in layer_table(architecture, 224)} == counted
+
+
+@pytest.mark.parametrize("variant", LITE)
+def test_lite_networks_are_timms(variant):
+    """Rows of EfficientNet-Lite: published parameter counts, and timm's convolutions and dense layer in its order."""
+    from benchmarks.peers import timm, torch
+
+    with torch.device("meta"):
+        peer = timm.create_model(f"tf_efficientnet_{variant}")
+    network = EfficientNet(LITE[variant])
+    assert sum(p.size for p in network.trainable_params()) == LITE_PARAMETERS[variant]
+    kernels = [tuple(p.shape) for p in peer.parameters() if p.ndim > 1]
+    assert [p.shape for p in network.trainable_params() if len(p.shape) > 1] == kernels
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_lite_network_computes_what_timms_computes(train):
+    """With the same weights and statistics, layer by layer in order."""
+    from benchmarks.peers import timm, torch
+
+    torch.manual_seed(5)
+    peer = timm.create_model("tf_efficientnet_lite0", num_classes=7).train(train)
+    own = EfficientNet(LITE["lite0"], 7, dropout_rate=0.0, drop_connect_rate=0.0).set_train(train)
+    kinds = (torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.Linear)
+    theirs = [module for module in peer.modules() if isinstance(module, kinds)]
+    ours = [c for _, c in own.cells_and_names() if isinstance(c, (nn.Conv2d, nn.BatchNorm2d, nn.Dense))]
+    assert len(ours) == len(theirs)
+    with torch.no_grad():
+        for cell, module in zip(ours, theirs):
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-1, 2)
+                pairs = ("gamma", module.weight), ("beta", module.bias)
+            else:
+                pairs = [("weight", module.weight)] + [("bias", module.bias)] * (module.bias is not None)
+            for name, value in pairs:
+                getattr(cell, name).set_data(Tensor(value.numpy()))
+        images = random_images(4, 64)
+        expected = peer(torch.from_numpy(images.asnumpy())).numpy()
+    np.testing.assert_allclose(own(images).asnumpy(), expected, rtol=1e-3, atol=1e-3 * abs(expected).max())
 
 
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
 @pytest.mark.parametrize("size", [64, 75])
 def test_the_tables_shapes_are_those_that_come_out(padding, size):
     network = create_network("b0", padding=padding).set_train(False)
-    rows = layer_table(network, size)
+    rows = layer_table(VARIANTS["b0"], size)
     x = network.stem(random_images(1, size))
     shapes = [x.shape[1:]]
     for block in network.blocks:
@@ -149,7 +219,7 @@ def test_layer_table_command_runs_as_documented():
 def test_layer_table_follows_size_and_classes(capsys):
     main(["--variant", "b0", "--image_size", "32", "--class_num", "10"])
     assert "1280 x 1 x 1" in capsys.readouterr().out
-    assert format_table(layer_table(create_network("b0", num_classes=10), 32)).splitlines()[-1].startswith("4.02 M")
+    assert format_table(layer_table(VARIANTS["b0"], 32, 10)).splitlines()[-1].startswith("4.02 M")
 
 
 @pytest.mark.parametrize(
@@ -184,8 +254,9 @@ def test_repeats_round_up():
 
 
 def test_squeeze_channels_follow_the_blocks_input(networks):
-    for block, sizes in zip(networks["b4"].blocks, scaled_blocks(1.4, 1.8)):
-        assert block.se.reduce.out_channels == sizes.in_channels // 4
+    for block in networks["b4"].blocks:
+        inputs = (block.expand if block.has_expand else block.depthwise).conv.in_channels
+        assert block.se.reduce.out_channels == inputs // 4
 
 
 def test_residuals_are_where_shapes_allow(networks):
@@ -290,7 +361,8 @@ def test_dense_layer_starts_uniformly_within_one_over_root_classes(networks):
 
 @pytest.mark.parametrize(("classes", "bound"), [(10, 0.0316), (1000, 0.0316), (21843, 0.00677)])
 def test_few_classes_do_not_start_with_large_weights(classes, bound):
-    weight = EfficientNet(0.25, 0.1, num_classes=classes).classifier.weight.asnumpy()
+    row = dataclasses.replace(VARIANTS["b0"], width_coeff=0.25, depth_coeff=0.1)
+    weight = EfficientNet(row, classes).classifier.weight.asnumpy()
     assert abs(weight).max() == pytest.approx(bound, rel=2e-3)
 
 

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.models.layers import ConvNormActivation, DropConnect, Dropout, KeepMask, SqueezeExcitation, convolution, swish
+from src.models.layers import (
+    ConvNormActivation,
+    DropConnect,
+    Dropout,
+    KeepMask,
+    LayerSettings,
+    SqueezeExcitation,
+    convolution,
+    swish,
+)
 
 
 def step(number):
@@ -99,7 +108,8 @@ def test_squeeze_and_excitation_by_hand():
 
 
 def test_batch_norm_keeps_the_stated_share_of_its_statistics():
-    layer = ConvNormActivation(2, 2, 1, 1, 1, False, "same", norm_eps=0.25, norm_momentum=0.9).set_train()
+    settings = LayerSettings(norm_eps=0.25, norm_momentum=0.9)
+    layer = ConvNormActivation(2, 2, 1, activation=None, settings=settings).set_train()
     layer.conv.weight.set_data(Tensor(np.eye(2, dtype=np.float32).reshape(2, 2, 1, 1)))
     images = random_array(8, 2, 3, 3) * 3 + 1
     result = layer(Tensor(images)).asnumpy()

@@ -8,11 +8,10 @@ import pytest
 from mindspore import Parameter, nn
 
 from benchmarks.peers import timm, torch
-from src.config import Config
 from src.kernels import load_kernels
 from src.lr_generator import get_lr
 from src.models.effnet import create_network
-from src.training.optimizer import create_optimizer, group_parameters
+from src.training.optimizer import OptimizerSettings, create_optimizer, group_parameters
 
 optim = importlib.import_module("timm.optim")  # after the peers' import, which makes timm's possible
 STEPS = 100
@@ -56,7 +55,9 @@ class Update(nn.Cell):
 def train_here(config, kernels=None):
     """The weights after each step."""
     weights = [Parameter(ms.Tensor(value), name=name) for name, value in begin().items()]
-    update = Update(create_optimizer(weights, RATES, config, kernels))
+    optimizer = create_optimizer(weights, RATES, config)
+    assert kernels is None or kernels.install(optimizer)
+    update = Update(optimizer)
     for step in range(STEPS):
         update(*map(ms.Tensor, gradients(step)))
         yield [weight.asnumpy().copy() for weight in weights]
@@ -95,13 +96,13 @@ def rmsprop_tf(groups):
 
 @pytest.mark.parametrize("decay_all", [False, True])
 def test_rmsprop_is_timms(decay_all):
-    ours = train_here(Config(**SETTINGS, decay_all=decay_all))
+    ours = train_here(OptimizerSettings(**SETTINGS, decay_all=decay_all))
     assert_close(ours, train_peer(rmsprop_tf, decay_all))
 
 
 @pytest.mark.parametrize("decay_all", [False, True])
 def test_rmsprop_of_the_kernels_is_timms(decay_all, kernels):
-    ours = train_here(Config(**SETTINGS, decay_all=decay_all), kernels)
+    ours = train_here(OptimizerSettings(**SETTINGS, decay_all=decay_all), kernels)
     assert_close(ours, train_peer(rmsprop_tf, decay_all))
 
 
@@ -109,7 +110,7 @@ def test_rmsprop_by_hand():
     """The mean square begins at one, epsilon is inside of the root, the rate is inside of the momentum."""
     weights, squares, moments = begin(), 1.0, 0.0
     value = weights["dense.bias"].astype(np.float64)
-    for step, found in enumerate(train_here(Config(**SETTINGS))):
+    for step, found in enumerate(train_here(OptimizerSettings(**SETTINGS))):
         gradient = gradients(step)[3].astype(np.float64)
         squares = 0.9 * squares + 0.1 * gradient**2
         moments = 0.9 * moments + RATES[step] * gradient / np.sqrt(squares + 0.001)
@@ -118,7 +119,7 @@ def test_rmsprop_by_hand():
 
 
 def test_sgd_is_pytorchs():
-    ours = train_here(Config(**SETTINGS, opt="sgd"))
+    ours = train_here(OptimizerSettings(**SETTINGS, opt="sgd"))
     assert_close(ours, train_peer(lambda groups: torch.optim.SGD(groups, lr=1.0, momentum=SETTINGS["momentum"])))
 
 

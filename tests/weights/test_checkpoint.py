@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from src.common.cli import RunError
-from src.config import Config
 from src.images.preprocess import Preprocess
 from src.loss import CrossEntropySmooth
 from src.models.effnet import create_network
-from src.training.optimizer import create_optimizer
+from src.training.optimizer import OptimizerSettings, create_optimizer
 from src.training.run_folder import CheckpointFolder, find_resume
 from src.training.step import TrainStep, network_weights
 from src.weights.checkpoint import (
@@ -154,7 +153,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(written, weights, t
 def test_a_checkpoint_of_1000_classes_with_optimiser_state_has_the_published_size(tmp_path):
     """The model card's 61M: weights, mean squares and momenta of 5,288,548 parameters in float32 are 60.5 MiB."""
     network = create_network("b0", num_classes=1000)
-    optimizer = create_optimizer(network.trainable_params(), np.ones(10, np.float32), Config())
+    optimizer = create_optimizer(network.trainable_params(), np.ones(10, np.float32), OptimizerSettings())
     step_cell = TrainStep(network, CrossEntropySmooth(0.1, 1000), optimizer)
     folder = CheckpointFolder(str(tmp_path), 5, ModelInfo(), 0)
     training = {name: parameter.asnumpy() for name, parameter in step_cell.training_parameters().items()}
