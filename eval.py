@@ -11,9 +11,11 @@ from tqdm import tqdm
 
 from src.common.cli import UsageError, boolean, create_parser, run_cli
 from src.config import Config, add_parameters, take_parameters
-from src.data.image_folder import ImageFolder, read_image_folder
-from src.dataset import BadImages, create_dataset
+from src.data.image_folder import read_image_folder
+from src.data.listing import ImageFolder
+from src.dataset import create_dataset
 from src.evaluation.evaluate import evaluate
+from src.images.bad_images import BadImages
 from src.runtime.device import prepare_device
 from src.weights.checkpoint import Checkpoint, build_network, load_weights, read_checkpoint
 

@@ -18,8 +18,10 @@ from mindspore import amp
 from src.common.cli import RunError, UsageError, create_parser, run_cli
 from src.common.files import atomic_write
 from src.config import Config, add_parameters, take_parameters
-from src.data.image_folder import ImageFolder, read_image_folder
-from src.dataset import BadImages, create_dataset, create_training_stream
+from src.data.image_folder import read_image_folder
+from src.data.listing import ImageFolder
+from src.dataset import create_dataset, create_training_stream
+from src.images.bad_images import BadImages
 from src.images.engine import describe_engine
 from src.images.mix import create_mix
 from src.kernels import Kernels

@@ -6,25 +6,25 @@ Threads read, decode and augment into batches; what they do to an image is `src/
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Callable, NoReturn
+from typing import Callable
 
 import mindspore.dataset as ds
 import numpy as np
 from mindspore.dataset import vision
 
-from src.common.cli import RunError, describe_os_error, printable
+from src.common.cli import RunError
 from src.common.machine import count_cores
 from src.common.parallel import map_in_order
-from src.data.image_folder import ImageFolder, read_image_folder
+from src.data.image_folder import read_image_folder
+from src.data.listing import ImageFolder, read_encoded
 from src.images.augment import Augmentation, augment, change_colours, draw_numbers
+from src.images.bad_images import BadImages, ImageError
 from src.images.engine import find_engine
-from src.images.preprocess import ImageError, Preprocess, crop_encoded, normalise
+from src.images.preprocess import Preprocess, crop_encoded, normalise
 
 BAD_LABEL = -1
 """Label of an evaluation image that could not be decoded: it counts as wrong."""
@@ -35,63 +35,6 @@ CHUNK = 8
 """Images that a thread prepares in one go: each handing over has its price."""
 BATCHES_AHEAD = 2
 """Batches that are prepared before they are asked for, and again as many that MindSpore holds."""
-
-
-class BadImages:
-    """Images that could not be decoded: each is named once on standard error, and too many end the run.
-
-    Args:
-        images: how many images there are.
-        max_share: above this share of them the run fails; 1 never fails.
-        skip: leave bad images out of an evaluation instead of counting them as wrong.
-    """
-
-    def __init__(self, images: int, max_share: float = 1.0, skip: bool = False):
-        self.images = images
-        self.max_share = max_share
-        self.skip = skip
-        self.sentences: dict[str, str] = {}
-        self.failure: RunError | None = None
-
-    def __len__(self) -> int:
-        return len(self.sentences)
-
-    def add(self, path: str, error: Exception, consequence: str) -> None:
-        """Count an image, say so, and fail where there are too many.
-
-        Raises:
-            RunError: with how many, how many are allowed, and the first of them.
-        """
-        if path not in self.sentences:
-            self.sentences[path] = str(error)
-            print(f"warning: {printable(str(error))}; {consequence}", file=sys.stderr, flush=True)
-        if len(self) > self.max_share * self.images:
-            first = next(iter(self.sentences.values()))
-            self.fail(
-                f"{len(self)} of {self.images} images cannot be used, more than the share of {self.max_share:g} that "
-                f"--max_bad_images allows; the first: {first}"
-            )
-
-    def fail(self, sentence: str) -> NoReturn:
-        """End the run.
-
-        Raises:
-            RunError: always.
-        """
-        self.failure = RunError(sentence)
-        raise self.failure
-
-    @contextlib.contextmanager
-    def as_sentence(self) -> Iterator[None]:
-        """Turn whatever MindSpore makes of a failure in its threads back into its sentence."""
-        try:
-            yield
-        except Exception:
-            if self.failure:
-                raise self.failure from None
-            raise
-        if self.failure:
-            raise self.failure
 
 
 def create_dataset(
@@ -314,18 +257,6 @@ def fill_batches(batches: Iterable[Batch], fill_row: Callable[[Batch, int], None
             yield batch
 
 
-def read_data(folder: ImageFolder, index: int) -> bytes:
-    """The encoded image number `index`.
-
-    Raises:
-        ImageError: if it cannot be read.
-    """
-    try:
-        return folder.read(index)
-    except OSError as error:
-        raise ImageError(describe_os_error(error)) from None
-
-
 # Training
 
 
@@ -425,7 +356,7 @@ class TrainingPipeline:
             index = (first + turn) % len(self.folder)
             path = self.folder.full_path(index)
             try:
-                data = read_data(self.folder, index)
+                data = read_encoded(self.folder, index)
                 augment(data, path, batch.numbers[row], self.augmentation, self.preprocess, batch.planes[row])
                 batch.labels[row] = self.folder.labels[index]
                 return
@@ -554,7 +485,7 @@ class EvaluationBatches:
         index = int(batch.indices[row])
         path = self.folder.full_path(index)
         try:
-            crop = crop_encoded(read_data(self.folder, index), path, self.preprocess)
+            crop = crop_encoded(read_encoded(self.folder, index), path, self.preprocess)
             batch.labels[row] = self.folder.labels[index]
         except ImageError as error:
             batch.errors[row].append((path, error))

@@ -17,7 +17,6 @@ from src.common.cli import RunError
 from src.data.image_folder import read_image_folder
 from src.dataset import (
     BAD_LABEL,
-    BadImages,
     Batch,
     count_workers,
     create_dataset,
@@ -25,7 +24,8 @@ from src.dataset import (
     fill_batches,
     training_order,
 )
-from src.images.preprocess import ImageError, Preprocess, load_image
+from src.images.bad_images import BadImages, ImageError
+from src.images.preprocess import Preprocess, load_image
 from src.runtime.device import prepare_device
 from src.training.step import TrainStep
 

@@ -38,7 +38,7 @@ WITH_MINDSPORE = set(
 )
 # Rooms that are still being moved into.
 UNFINISHED = set(
-    "weights.conversion data.image_folder data.mindrecord_writer dataset images.preprocess inference.session"
+    "weights.conversion dataset inference.session"
     " kernels.operators launch.command models.effnet models.layers training.loop training.step weights.checkpoint"
     " weights.names train Monitor".split()
 )
@@ -92,7 +92,7 @@ def test_imports_lead_downward(module):
 
 
 def test_there_is_no_circle():
-    skip_unfinished("data.image_folder")
+    skip_unfinished("models.effnet")
     reaches = {module: {name for name in imports_of(module) if name in MODULES} for module in MODULES}
     while True:
         free = {module for module, names in reaches.items() if not names & reaches.keys()}

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from src.common.cli import RunError, UsageError, describe_os_error
-from src.data.image_folder import list_images
+from src.data.listing import list_images
 
 STANDARD_INPUT = "-"
 

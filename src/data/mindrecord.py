@@ -16,11 +16,13 @@ import os
 import sqlite3
 import struct
 import urllib.parse
+import zlib
+from typing import Callable
 
 import numpy as np
 
 from src.common.cli import RunError, describe_os_error
-from src.data.image_folder import ImageFolder
+from src.data.listing import ImageFolder
 
 SUFFIX = ".mindrecord"
 FORMAT = "labelled images 1"
@@ -210,6 +212,34 @@ def read_index(shard: Shard) -> tuple[list[str], np.ndarray]:
         raise RunError(f"{path}: the shard's index is damaged ({error})") from None
     offset = shard.header_size + page * shard.page_size + begin + LENGTH_BYTES
     return [decode_path(name) for name in names], np.stack([label, offset, end - begin - LENGTH_BYTES, checksum])
+
+
+def check_images(path: str, on_images: Callable | None = None) -> MindRecordFolder:
+    """Read every image of a MindRecord and compare its checksum.
+
+    Raises:
+        RunError: at the first that is damaged.
+    """
+    written = read_mindrecord(path)
+    for index, checksum in enumerate(written.checksums):
+        check_image(written, index, int(checksum))
+        if on_images:
+            on_images(1)
+    return written
+
+
+def check_image(written: MindRecordFolder, index: int, checksum: int) -> None:
+    """Read an image back.
+
+    Raises:
+        RunError: if it has another checksum, or cannot be read.
+    """
+    try:
+        good = zlib.crc32(written.read(index)) == checksum
+    except OSError as error:
+        raise RunError(describe_os_error(error)) from None
+    if not good:
+        raise RunError(f"{written.full_path(index)}: the image in the shard is damaged")
 
 
 def file_uri(path: str) -> str:

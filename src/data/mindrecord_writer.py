@@ -20,16 +20,16 @@ from mindspore.mindrecord import FileWriter
 
 from src.common.cli import RunError, UsageError, describe_os_error
 from src.common.files import locked, new_file_mode, sync_folder
-from src.data.image_folder import ImageFolder
+from src.data.listing import ImageFolder
 from src.data.mindrecord import (
     FORMAT,
     SUFFIX,
     MindRecordFolder,
     Shard,
+    check_image,
     encode_path,
     is_shard_name,
     join,
-    read_mindrecord,
     read_shard,
 )
 
@@ -285,31 +285,3 @@ def join_alone(shard: Shard, images: int) -> MindRecordFolder:
     """The listing of one shard of many."""
     alone = Shard(shard.path, {**shard.description, "images": images}, shard.header_size, shard.page_size)
     return join(shard.path, [alone])
-
-
-def check_image(written: MindRecordFolder, index: int, checksum: int) -> None:
-    """Read an image back.
-
-    Raises:
-        RunError: if it has another checksum, or cannot be read.
-    """
-    try:
-        good = zlib.crc32(written.read(index)) == checksum
-    except OSError as error:
-        raise RunError(describe_os_error(error)) from None
-    if not good:
-        raise RunError(f"{written.full_path(index)}: the image in the shard is damaged")
-
-
-def check(path: str, on_images: Callable | None = None) -> MindRecordFolder:
-    """Read every image of a MindRecord and compare its checksum.
-
-    Raises:
-        RunError: at the first that is damaged.
-    """
-    written = read_mindrecord(path)
-    for index, checksum in enumerate(written.checksums):
-        check_image(written, index, int(checksum))
-        if on_images:
-            on_images(1)
-    return written

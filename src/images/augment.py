@@ -18,8 +18,9 @@ import math
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from src.images.decode import check_pixels, decode
 from src.images.engine import FILTERS, Request, find_engine
-from src.images.preprocess import Preprocess, check_pixels, check_shape, decode
+from src.images.preprocess import Preprocess, check_shape
 
 ATTEMPTS = 10
 """Crops that are drawn before the largest one in the middle is taken."""

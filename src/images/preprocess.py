@@ -15,27 +15,20 @@ Rules that every program follows (this one, MindSpore's pipeline in `src/dataset
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
-import warnings
-from typing import Callable
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image
 
-from src.common.cli import RunError, describe_os_error
+from src.common.cli import RunError
+from src.images.bad_images import ImageError
+from src.images.decode import check_pixels, open_image, read_file
 from src.images.engine import FILTERS, Request, find_engine
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-MAX_PIXELS = 100_000_000
-"""An image that says it has more is refused as a decompression bomb before anything is decoded."""
 MAX_RESIZED_SIDE = 1 << 15
 """The longer side after resizing: a sliver of 1 x 60000 pixels would become a picture of gigabytes."""
-
-
-class ImageError(RunError):
-    """An image that cannot be used; the sentence names the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,95 +99,6 @@ class Preprocess:
 def is_finite_number(value: object) -> bool:
     """Whether a value is an int or float that is neither infinite nor NaN."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def check_pixels(width: int, height: int, path: str) -> None:
-    """Refuse a decompression bomb by the size that the header gives.
-
-    Raises:
-        ImageError: above MAX_PIXELS.
-    """
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{path}: the image is refused, it has {width} x {height} pixels; the limit is {MAX_PIXELS}")
-
-
-def open_image(data: bytes, path: str) -> Image.Image:
-    """Decode an image to RGB with Pillow.
-
-    Args:
-        data: the file's bytes.
-        path: its name, for the sentence.
-
-    Raises:
-        ImageError: if it is empty, no image, truncated, damaged, or too large.
-    """
-    return decode(data, path)[1]
-
-
-def inspect_image(data: bytes, path: str) -> tuple[int, str, tuple[int, int]]:
-    """(bytes, Pillow's name of the format, (width, height)) of an image, after decoding it.
-
-    Raises:
-        ImageError: if it could not be used with the default settings; see `open_image` and `check_shape`.
-    """
-    kind, image = decode(data, path)
-    check_shape(*image.size, Preprocess(), path)
-    return len(data), kind, image.size
-
-
-def decode(data: bytes, path: str, reduce: Callable[[int, int], int] | None = None) -> tuple[str, Image.Image]:
-    """Pillow's name of the format, and the image in RGB; see `open_image`.
-
-    Args:
-        reduce: from an image's width and height to 1, 2, 4 or 8; a JPEG is decoded at that fraction of its size.
-    """
-    if not data:
-        raise ImageError(f"{path}: the image file is empty")
-    try:
-        with warnings.catch_warnings():
-            # Our own limit is below Pillow's; its warnings on odd EXIF data say nothing about the pixels.
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
-            check_pixels(*image.size, path)
-            factor = reduce(*image.size) if reduce else 1
-            if factor > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
-                image.draft(None, (image.width // factor, image.height // factor))
-            if image.mode.startswith("I"):
-                # Pillow's convert would turn all but the darkest 1/256 of these greys into white.
-                grey = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-                return image.format, grey.convert("RGB")
-            return image.format, image.convert("RGB")
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: the image is refused, it has too many pixels ({error})") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{path}: it is not an image that can be decoded (of no known format)") from None
-    except Exception as error:
-        # Pillow's decoders raise all kinds of exceptions for broken files: OSError, ValueError, SyntaxError...
-        raise ImageError(f"{path}: it is not an image that can be decoded ({type(error).__name__}: {error})") from None
-
-
-def read_file(path: str) -> bytes:
-    """A file's bytes.
-
-    Raises:
-        ImageError: if it is missing or cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ImageError(describe_os_error(error)) from None
-
-
-def read_image(path: str) -> np.ndarray:
-    """Decode an image file: uint8 array of shape (H, W, 3), RGB.
-
-    Raises:
-        ImageError: see `open_image` and `read_file`.
-    """
-    return np.asarray(open_image(read_file(path), path))
 
 
 def resized_size(height: int, width: int, resize: int) -> tuple[int, int]:

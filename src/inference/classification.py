@@ -17,10 +17,13 @@ from typing import Protocol
 
 import numpy as np
 
-from src.common.cli import UsageError, describe_os_error
+from src.common.cli import UsageError
 from src.common.parallel import map_in_order
+from src.data.listing import read_encoded
+from src.images.bad_images import ImageError
+from src.images.decode import open_image
 from src.images.engine import describe_engine, find_engine
-from src.images.preprocess import ImageError, Preprocess, crop_encoded, crop_for_evaluation, open_image
+from src.images.preprocess import Preprocess, crop_encoded, crop_for_evaluation
 from src.inference.session import OnnxModel
 
 # On a CPU larger batches leave the cache: they are no faster and need much more memory.
@@ -187,13 +190,8 @@ def read_crop(model: OnnxModel, images: Images, index: int) -> np.ndarray:
     Raises:
         ImageError: if it cannot be read or decoded.
     """
-    path = images.full_path(index)
-    try:
-        data = images.read(index)
-    except OSError as error:
-        raise ImageError(describe_os_error(error)) from None
     crop = crop_encoded if len(images) >= MANY_IMAGES else crop_by_pillow
-    return crop(data, path, model.info.preprocess)
+    return crop(read_encoded(images, index), images.full_path(index), model.info.preprocess)
 
 
 def crop_by_pillow(data: bytes, path: str, preprocess: Preprocess) -> np.ndarray:

@@ -16,8 +16,8 @@ from benchmarks.photos import draw, encode
 from src.common.cli import RunError, UsageError
 from src.data import mindrecord_writer
 from src.data.image_folder import read_image_folder
-from src.data.mindrecord import read_mindrecord
-from src.data.mindrecord_writer import check, convert
+from src.data.mindrecord import check_images, read_mindrecord
+from src.data.mindrecord_writer import convert
 from src.dataset import create_dataset
 from src.images.preprocess import Preprocess
 
@@ -107,7 +107,7 @@ class TestPacked:
         assert result.stdout.split()[1] == "[]"
 
     def test_every_checksum_is_compared_where_asked(self, packed, tmp_path):
-        assert len(check(packed)) == 44
+        assert len(check_images(packed)) == 44
         shutil.copytree(packed, tmp_path / "copy")
         shard = tmp_path / "copy" / "images_00002_of_00003.mindrecord"
         folder = read_mindrecord(str(tmp_path / "copy"))
@@ -116,7 +116,7 @@ class TestPacked:
         data[int(folder.offsets[index]) + 100] ^= 1
         shard.write_bytes(bytes(data))
         with pytest.raises(RunError, match="the image in the shard is damaged") as error:
-            check(str(tmp_path / "copy"))
+            check_images(str(tmp_path / "copy"))
         assert folder.full_path(index) in str(error.value)
 
 
@@ -272,8 +272,9 @@ class TestConverting:
     def test_two_at_once(self, root, tmp_path):
         out = tmp_path / "out"
         out.mkdir()
-        with mindrecord_writer.hold(str(out)), pytest.raises(RunError, match="another conversion is writing"):
-            convert(read_image_folder(root), str(out))
+        with mindrecord_writer.locked_for_writing(str(out)):
+            with pytest.raises(RunError, match="another conversion is writing"):
+                convert(read_image_folder(root), str(out))
 
 
 class TestWrongUse:

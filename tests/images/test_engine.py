@@ -26,8 +26,10 @@ from src.images.augment import (
     choose_reduction,
     draw_numbers,
 )
+from src.images.bad_images import ImageError
+from src.images.decode import open_image
 from src.images.engine import FILTERS, Request, describe_engine, find_engine
-from src.images.preprocess import ImageError, Preprocess, crop_encoded, crop_for_evaluation, open_image
+from src.images.preprocess import Preprocess, crop_encoded, crop_for_evaluation
 from tests.support.hard_images import bad_images, without_segment
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -263,8 +265,10 @@ def damaged(count):
 FUZZ = """
 import sys
 import numpy as np
+from src.images.bad_images import ImageError
+from src.images.decode import open_image
 from src.images.engine import find_engine
-from src.images.preprocess import ImageError, Preprocess, crop_encoded, crop_for_evaluation, open_image
+from src.images.preprocess import Preprocess, crop_encoded, crop_for_evaluation
 from tests.images.test_engine import damaged
 
 taken = 0

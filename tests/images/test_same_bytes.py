@@ -10,10 +10,12 @@ from mindspore.dataset import vision
 from PIL import Image
 
 from src.data.image_folder import read_image_folder
-from src.dataset import BadImages, create_dataset
+from src.dataset import create_dataset
 from src.images.augment import Augmentation, augment, draw_numbers
+from src.images.bad_images import BadImages, ImageError
+from src.images.decode import read_image
 from src.images.engine import describe_engine, find_engine
-from src.images.preprocess import ImageError, Preprocess, load_image, read_image, resized_size
+from src.images.preprocess import Preprocess, load_image, resized_size
 from tests.support.hard_images import bad_images, write_images
 
 BY_PILLOW = {

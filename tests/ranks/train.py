@@ -16,7 +16,7 @@ import train
 import numpy as np
 
 from src.common.cli import run_cli
-from src.data.image_folder import ImageFolder
+from src.data.listing import ImageFolder
 from src.models.family import VARIANTS
 from src.training.loop import network_weights
 

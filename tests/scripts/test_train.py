@@ -18,7 +18,8 @@ from src.common.cli import RunError, run_cli
 from src.common.files import locked
 from src.config import Config
 from src.data.image_folder import read_image_folder
-from src.dataset import BadImages, create_training_stream, training_order
+from src.dataset import create_training_stream, training_order
+from src.images.bad_images import BadImages
 from src.images.preprocess import Preprocess
 from src.models.effnet import create_network
 from src.runtime.device import Device
