@@ -18,9 +18,12 @@ from mindspore import amp
 from src.common.cli import RunError, UsageError, create_parser, run_cli
 from src.common.files import atomic_write
 from src.config import Config, add_parameters, take_parameters
+from src.data.batches import Loading, Sharding
 from src.data.image_folder import read_image_folder
 from src.data.listing import ImageFolder
+from src.data.training_batches import Sampling, Steps
 from src.dataset import create_dataset, create_training_stream
+from src.images.augment import Augmentation
 from src.images.bad_images import BadImages
 from src.images.engine import describe_engine
 from src.images.mix import create_mix
@@ -389,9 +392,7 @@ def create_evaluator(config: Config, device: Device, info: ModelInfo, held_out: 
             config.batch_size,
             device.rank_size,
             device.rank,
-            preprocess=info.preprocess,
-            num_workers=config.num_workers,
-            bad=bad,
+            loading=Loading(info.preprocess, num_workers=config.num_workers, bad=bad),
         )
         return dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
 
@@ -403,23 +404,15 @@ def run_steps(config: Config, device: Device, folder: ImageFolder, step_cell, pr
     """Train from where `progress` stands to the end of the run, or until a stop is asked for."""
     bad = BadImages(len(folder), config.max_bad_images)
     mix = create_mix(config.class_num, config.mixup, config.cutmix, config.random_erasing, config.seed, device.rank)
+    augmentation = Augmentation(**{name: getattr(config, name) for name in AUGMENTATIONS})
     stream = create_training_stream(
         folder,
-        steps_per_epoch=progress.steps_per_epoch,
-        epochs=progress.epochs,
-        repeats=config.repeats,
-        first_step=progress.step,
-        mix=mix,
-        batch_size=config.batch_size,
-        device_num=device.rank_size,
-        rank=device.rank,
-        preprocess=config.preprocess,
-        augment={name: getattr(config, name) for name in AUGMENTATIONS},
-        seed=config.seed,
-        num_workers=config.num_workers,
-        bad=bad,
+        Sharding(config.batch_size, device.rank_size, device.rank),
+        Steps(progress.steps_per_epoch, progress.epochs, progress.step),
         # What blends images needs floats; else the device makes them of a quarter of the bytes.
-        normalised=mix is not None,
+        Loading(config.preprocess, normalised=mix is not None, num_workers=config.num_workers, bad=bad),
+        Sampling(config.seed, augmentation, config.repeats),
+        mix,
     )
     left = progress.total_steps - progress.step
     with bad.as_sentence():

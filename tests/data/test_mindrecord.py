@@ -15,9 +15,11 @@ import pytest
 from benchmarks.photos import draw, encode
 from src.common.cli import RunError, UsageError
 from src.data import mindrecord_writer
+from src.data.batches import Loading
 from src.data.image_folder import read_image_folder
 from src.data.mindrecord import check_images, read_mindrecord
 from src.data.mindrecord_writer import convert
+from src.data.training_batches import Sampling
 from src.dataset import create_dataset
 from src.images.preprocess import Preprocess
 
@@ -70,7 +72,7 @@ class TestPacked:
     def test_batches_are_the_folders(self, root, packed, do_train):
         results = []
         for path in (root, packed):
-            dataset = create_dataset(path, do_train, 8, preprocess=Preprocess(32, 36), seed=3)
+            dataset = create_dataset(path, do_train, 8, loading=Loading(Preprocess(32, 36)), sampling=Sampling(3))
             results.append(list(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)))
         assert len(results[0]) == len(results[1]) > 4
         for ours, theirs in zip(*results):
@@ -93,7 +95,7 @@ class TestPacked:
         assert len(os.listdir(packed)) == 6
 
     def test_a_bad_image_is_named_with_its_shard(self, packed, capsys):
-        dataset = create_dataset(packed, False, 16, preprocess=Preprocess(32, 36))
+        dataset = create_dataset(packed, False, 16, loading=Loading(Preprocess(32, 36)))
         assert sum(len(labels) for _, labels in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)) == 44
         assert ".mindrecord:plain/broken.jpg: it is not an image" in capsys.readouterr().err
 
