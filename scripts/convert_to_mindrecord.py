@@ -1,6 +1,7 @@
 """Pack a folder of class folders into a MindRecord, a few large files that every program takes as --dataset_path.
 
-Stopped or killed, the same command goes on with the shards that are missing. Each is read back before it counts.
+If the command is stopped or killed, the same command goes on with the shards that are missing. A shard gets its name
+after it was read back.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""The one way to a labelled folder's listing: from a folder of class folders, or from a MindRecord made of one.
+"""The listing of labelled images, whether they are in a folder of class folders or in a MindRecord made of one.
 
-python -m src.data.image_folder DIR    lists classes, counts, sizes and every file that will not decode
+python -m src.data.image_folder DIR    lists classes, counts, sizes and every file that cannot be decoded
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def read_image_folder(root: str) -> ImageFolder:
     """List a folder of class folders, or the MindRecord that was made of one.
 
     Args:
-        root: the folder; for a MindRecord its folder of shards, or one of them.
+        root: the folder; for a MindRecord its folder of shards, or one of the shards.
 
     Raises:
         RunError: if it is missing, unreadable, has no class folders, or they hold no image; for a MindRecord if shards
@@ -32,7 +32,7 @@ def read_image_folder(root: str) -> ImageFolder:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Decode every image of a folder and report on it; the exit code is 1 if one does not decode."""
+    """Decode every image of a folder and report on it; the exit code is 1 if one cannot be decoded."""
     parser = ArgumentParser(prog="image_folder", description="List a labelled folder and every file that is broken.")
     parser.add_argument("folder", help="folder of class folders")
     parser.add_argument("--num_workers", type=positive_int, default=count_cores(), help="threads")

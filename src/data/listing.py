@@ -1,8 +1,9 @@
-"""A labelled folder: a folder of class folders, as ImageNet comes, and what is listed of it in which order.
+"""The listing of a labelled folder: its classes and images, and their order, which every program shares.
 
-Classes are the sub-folders in sorted order, labels their numbers from 0, images the files with an image's suffix
-anywhere below a class folder, sorted by path. Names that begin with a dot are passed over everywhere; symbolic links
-are followed. Sorting is by Unicode code points, the same on every machine.
+A labelled folder is a folder of class folders, as ImageNet comes. The classes are its sub-folders in sorted order, and
+their labels count from 0. The images are the files with an image's suffix anywhere below a class folder, sorted by
+path. Names that begin with a dot are passed over; symbolic links are followed. Sorting is by Unicode code points, the
+same on every machine.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import errno
 import os
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
@@ -26,9 +28,9 @@ class ImageFolder:
 
     Attributes:
         root: the folder as the caller named it.
-        classes: names of the class folders, sorted; the position is the label.
-        paths: images relative to root with "/" between folders, sorted by class and path.
-        labels: int32 array, one label an image.
+        classes: names of the class folders, sorted; the position of a name is its label.
+        paths: the images relative to root, with "/" between folders, sorted by class and path.
+        labels: int32 array of shape (len(paths),), the label of each image.
     """
 
     root: str
@@ -40,7 +42,7 @@ class ImageFolder:
         return len(self.paths)
 
     def full_path(self, index: int) -> str:
-        """Where image number `index` lies."""
+        """The path of image number `index`."""
         return os.path.join(self.root, self.paths[index])
 
     def read(self, index: int) -> bytes:
@@ -53,8 +55,18 @@ class ImageFolder:
             return file.read()
 
 
-def read_encoded(images, index: int) -> bytes:
-    """The encoded image number `index` of an `ImageFolder` or `ImageList`.
+class Images(Protocol):
+    """Images that are read by number: an `ImageFolder`, an `ImageList`."""
+
+    def __len__(self) -> int: ...
+
+    def full_path(self, index: int) -> str: ...
+
+    def read(self, index: int) -> bytes: ...
+
+
+def read_encoded(images: Images, index: int) -> bytes:
+    """The encoded image number `index`.
 
     Raises:
         ImageError: if it cannot be read.
@@ -98,7 +110,7 @@ def is_visible_folder(entry: os.DirEntry) -> bool:
 
 
 def is_folder(entry: os.DirEntry) -> bool:
-    """Whether an entry is a folder or a link to one; a link to itself is none."""
+    """Whether an entry is a folder or a link to one; a link to itself is not."""
     try:
         return entry.is_dir()
     except OSError as error:
@@ -123,7 +135,7 @@ def list_images(folder: str, prefix: str, above: tuple) -> Iterator[str]:
 
     Args:
         folder: where to look.
-        prefix: its path from the root.
+        prefix: the folder's path relative to the root.
         above: inodes of the folders above it; a link back to one of them is passed over.
     """
     here = inode_of(folder)

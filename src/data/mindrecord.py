@@ -1,8 +1,8 @@
-"""Reading a MindRecord of labelled images as `image_folder` reads a folder: same classes, labels, order, bytes.
+"""Reading a MindRecord of labelled images: the same classes, labels, order and bytes as in the folder it was made of.
 
-A shard is a file of encoded images with MindSpore's index beside it, an SQLite file that says where each image lies;
-images are read by number without MindSpore and without holding more than one of them. `mindrecord_writer` writes what
-is read here; MindSpore's own readers read it too.
+A shard is a file of encoded images. Beside it is MindSpore's index, an SQLite file that says where in the shard each
+image lies, so that images are read one by one, without MindSpore. `src/data/mindrecord_writer.py` writes such shards,
+and MindSpore's own readers read them as well.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from src.data.listing import ImageFolder
 
 SUFFIX = ".mindrecord"
 FORMAT = "labelled images 1"
-"""Stands in the description of every shard; changes when what is written changes."""
+"""Version of the layout, in the description of every shard."""
 MAX_HEADER = 1 << 27
 LENGTH_BYTES = 8
-"""Before each image its length; the index counts it in."""
+"""Each image is preceded by its length, which the index counts as a part of it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What a shard says of itself.
+    """A shard and the description in its header.
 
     Attributes:
         path: the file.
-        description: classes, and which part of which listing the shard holds; see `describe_shard`.
-        header_size, page_size: bytes; where the pages begin, and how long each is.
+        description: the classes, and which part of which listing the shard holds; see `describe_shard`.
+        header_size: bytes, after which the pages begin.
+        page_size: bytes of each page.
     """
 
     path: str
@@ -50,13 +51,13 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class MindRecordFolder(ImageFolder):
-    """A listing whose images lie in shards.
+    """A listing of N images that lie in shards.
 
     Attributes:
-        files: the shards, open.
-        shard_of: int32 array, the shard of each image.
-        offsets, lengths: int64 arrays, where each image lies in it, in bytes.
-        checksums: int64 array, CRC-32 of each image.
+        files: the open shards.
+        shard_of: int32 array of shape (N,), the position in `files` of each image's shard.
+        offsets, lengths: int64 arrays of shape (N,), in bytes, the place of each image in its shard.
+        checksums: int64 array of shape (N,), the CRC-32 of each image.
     """
 
     files: list[io.FileIO]
@@ -66,7 +67,7 @@ class MindRecordFolder(ImageFolder):
     checksums: np.ndarray
 
     def full_path(self, index: int) -> str:
-        """The shard and the image's path, for sentences."""
+        """The shard and the image's path, for errors."""
         return f"{self.files[self.shard_of[index]].name}:{self.paths[index]}"
 
     def read(self, index: int) -> bytes:
@@ -122,7 +123,7 @@ def read_shard(path: str) -> Shard:
     """Read a shard's header.
 
     Raises:
-        RunError: if it is none.
+        RunError: if the file cannot be read, or is not a shard of labelled images.
     """
     try:
         with open(path, "rb") as file:
@@ -150,10 +151,10 @@ def read_shard(path: str) -> Shard:
 
 
 def check_complete(shards: list[Shard], path: str) -> None:
-    """Refuse a part of a listing, or shards of several.
+    """Check that all shards of one conversion are there, and none of another.
 
     Raises:
-        RunError: with what is missing or too much.
+        RunError: naming the first shard that is missing, or the number of conversions.
     """
     listings = {shard.description["listing"] for shard in shards}
     if len(listings) > 1:
@@ -168,7 +169,11 @@ def check_complete(shards: list[Shard], path: str) -> None:
 
 
 def join(root: str, shards: list[Shard]) -> MindRecordFolder:
-    """The listing of all images of some shards."""
+    """The listing of the images of some shards.
+
+    Raises:
+        RunError: if a shard is cut short, or an index is missing or damaged.
+    """
     paths: list[str] = []
     columns = []
     files = []
@@ -217,8 +222,15 @@ def read_index(shard: Shard) -> tuple[list[str], np.ndarray]:
 def check_images(path: str, on_images: Callable | None = None) -> MindRecordFolder:
     """Read every image of a MindRecord and compare its checksum.
 
+    Args:
+        path: a folder of shards, or one of its shards.
+        on_images: called with the number of images that were checked since the last call, for progress.
+
+    Returns:
+        MindRecordFolder, the listing.
+
     Raises:
-        RunError: at the first that is damaged.
+        RunError: naming the first image that is damaged.
     """
     written = read_mindrecord(path)
     for index, checksum in enumerate(written.checksums):
@@ -229,10 +241,10 @@ def check_images(path: str, on_images: Callable | None = None) -> MindRecordFold
 
 
 def check_image(written: MindRecordFolder, index: int, checksum: int) -> None:
-    """Read an image back.
+    """Read an image and compare its checksum.
 
     Raises:
-        RunError: if it has another checksum, or cannot be read.
+        RunError: if it differs, or the image cannot be read.
     """
     try:
         good = zlib.crc32(written.read(index)) == checksum
@@ -243,15 +255,15 @@ def check_image(written: MindRecordFolder, index: int, checksum: int) -> None:
 
 
 def file_uri(path: str) -> str:
-    """A path as SQLite takes it with options."""
+    """A path as a URI, the form in which SQLite takes options with it."""
     return "file:" + urllib.parse.quote(os.fsencode(os.path.abspath(path)))
 
 
 def encode_path(path: str) -> str:
-    """A path in ASCII, whatever bytes its name has."""
+    """A path in ASCII, whatever bytes it consists of."""
     return urllib.parse.quote(os.fsencode(path), safe="/ ")
 
 
 def decode_path(text: str) -> str:
-    """What `encode_path` was given."""
+    """The path that `encode_path` was given."""
     return os.fsdecode(urllib.parse.unquote_to_bytes(text)) if "%" in text else text

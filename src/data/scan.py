@@ -1,4 +1,4 @@
-"""Every image of a labelled folder, decoded: sizes, formats, and the files that will not decode."""
+"""A check of a labelled folder: it decodes every image and reports sizes, formats and the files that are broken."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Scan:
     """What was found in the files of a labelled folder.
 
     Attributes:
-        bytes: for each class the total size of its images that decode.
+        bytes: for each class the total size of the images that can be decoded.
         sizes: how many images have each (width, height).
         formats: how many images have each format, by Pillow's name of it.
-        bad: for each file that does not decode a sentence that names it, in the order of the listing.
+        bad: for each file that cannot be decoded an error that names it, in the order of the listing.
     """
 
     bytes: list[int]

@@ -1,7 +1,8 @@
-"""From a file's bytes to an image in RGB with Pillow: what is read, what is refused, and with which sentence.
+"""Reading and decoding an image file with Pillow, and the errors on files that cannot be decoded.
 
-Greyscale is repeated, alpha is dropped, CMYK and palettes are converted, as Pillow's `convert("RGB")` does; of 16 bits
-of grey the upper 8 stay. The EXIF orientation is ignored.
+The image becomes RGB as Pillow's `convert("RGB")` makes it: greyscale is repeated, alpha is dropped, CMYK and palettes
+are converted. Of 16 bits the upper 8 are kept, for grey as for colour. The EXIF orientation is ignored, as it always
+was in training on ImageNet.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ MAX_PIXELS = 100_000_000
 
 
 def check_pixels(width: int, height: int, path: str) -> None:
-    """Refuse a decompression bomb by the size that the header gives.
+    """Refuse a decompression bomb by the size in its header.
 
     Raises:
-        ImageError: above MAX_PIXELS.
+        ImageError: if it has more than MAX_PIXELS pixels.
     """
     if width * height > MAX_PIXELS:
         raise ImageError(f"{path}: the image is refused, it has {width} x {height} pixels; the limit is {MAX_PIXELS}")
@@ -35,25 +36,31 @@ def open_image(data: bytes, path: str) -> Image.Image:
 
     Args:
         data: the file's bytes.
-        path: its name, for the sentence.
+        path: the file's name, for the error.
 
     Raises:
-        ImageError: if it is empty, no image, truncated, damaged, or too large.
+        ImageError: if the file is empty, no image, truncated, damaged, or too large.
     """
     return decode(data, path)[1]
 
 
 def decode(data: bytes, path: str, reduce: Callable[[int, int], int] | None = None) -> tuple[str, Image.Image]:
-    """Pillow's name of the format, and the image in RGB; see `open_image`.
+    """Pillow's name of the format, and the image in RGB.
 
     Args:
-        reduce: from an image's width and height to 1, 2, 4 or 8; a JPEG is decoded at that fraction of its size.
+        data: the file's bytes.
+        path: the file's name, for the error.
+        reduce: function of an image's width and height that returns 1, 2, 4 or 8, by which a JPEG's size is divided
+            while it is decoded; other formats keep their size.
+
+    Raises:
+        ImageError: see `open_image`.
     """
     if not data:
         raise ImageError(f"{path}: the image file is empty")
     try:
         with warnings.catch_warnings():
-            # Our own limit is below Pillow's; its warnings on odd EXIF data say nothing about the pixels.
+            # Pillow warns of large images, for which our own limit is lower, and of odd EXIF data, which is ignored.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
             check_pixels(*image.size, path)

@@ -13,13 +13,12 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from src.common.cli import UsageError
 from src.common.parallel import map_in_order
-from src.data.listing import read_encoded
+from src.data.listing import Images, read_encoded
 from src.images.bad_images import ImageError
 from src.images.decode import open_image
 from src.images.engine import describe_engine, find_engine
@@ -34,16 +33,6 @@ MANY_IMAGES = 100
 """From so many on the compiled engine decodes; to compile it on its first use takes longer than a few images."""
 AHEAD = 4
 """Batches for each thread that may be finished or waiting before the first of them is asked for; only logits wait."""
-
-
-class Images(Protocol):
-    """What `ImageFolder` and `ImageList` have in common."""
-
-    def __len__(self) -> int: ...
-
-    def full_path(self, index: int) -> str: ...
-
-    def read(self, index: int) -> bytes: ...
 
 
 @dataclasses.dataclass(frozen=True)
