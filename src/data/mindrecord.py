@@ -22,7 +22,7 @@ from typing import Callable
 import numpy as np
 
 from src.common.cli import RunError, describe_os_error
-from src.data.listing import ImageFolder
+from src.data.listing import ImageFolder, read_encoded
 
 SUFFIX = ".mindrecord"
 FORMAT = "labelled images 1"
@@ -191,8 +191,17 @@ def join(root: str, shards: list[Shard]) -> MindRecordFolder:
     classes = shards[0].description["classes"]
     if not len(paths) == shards[0].description["images"] or not 0 <= table[1].min() <= table[1].max() < len(classes):
         raise RunError(f"{root}: the index of its shards is damaged")
+    shard_of, labels, offsets, lengths, checksums = table
     return MindRecordFolder(
-        root, classes, paths, table[1].astype(np.int32), files, table[0].astype(np.int32), table[2], table[3], table[4]
+        root,
+        classes,
+        paths,
+        labels.astype(np.int32),
+        files=files,
+        shard_of=shard_of.astype(np.int32),
+        offsets=offsets,
+        lengths=lengths,
+        checksums=checksums,
     )
 
 
@@ -246,11 +255,7 @@ def check_image(written: MindRecordFolder, index: int, checksum: int) -> None:
     Raises:
         RunError: if it differs, or the image cannot be read.
     """
-    try:
-        good = zlib.crc32(written.read(index)) == checksum
-    except OSError as error:
-        raise RunError(describe_os_error(error)) from None
-    if not good:
+    if zlib.crc32(read_encoded(written, index)) != checksum:
         raise RunError(f"{written.full_path(index)}: the image in the shard is damaged")
 
 

@@ -20,7 +20,7 @@ from mindspore.mindrecord import FileWriter
 
 from src.common.cli import RunError, UsageError, describe_os_error
 from src.common.files import locked, new_file_mode, sync_folder
-from src.data.listing import ImageFolder
+from src.data.listing import ImageFolder, read_encoded
 from src.data.mindrecord import (
     FORMAT,
     SUFFIX,
@@ -237,10 +237,7 @@ def group_rows(folder: ImageFolder, indices: range, sizes: np.ndarray) -> Iterat
     rows: list[dict] = []
     held = 0
     for index, size in zip(indices, sizes):
-        try:
-            data = folder.read(index)
-        except OSError as error:
-            raise RunError(describe_os_error(error)) from None
+        data = read_encoded(folder, index)
         rows.append(
             {
                 "label": int(folder.labels[index]),

@@ -82,7 +82,7 @@ def erase(images: np.ndarray, probability: float, random: np.random.Generator) -
 def create_mix(
     classes: int, mixup_alpha: float, cutmix_alpha: float, erase_probability: float, seed: int, rank: int
 ) -> Callable | None:
-    """A function of (images, labels, epoch, batch number) that augments both; None if all three are 0.
+    """A function of (images, labels, epoch, batch number) that augments both; None if all methods are off.
 
     If both alphas are above 0, mixup or cutmix is chosen at random for each batch, as in timm.
 
