@@ -11,9 +11,12 @@ from tqdm import tqdm
 
 from src.common.cli import UsageError, boolean, create_parser, run_cli
 from src.config import Config, add_parameters, take_parameters
-from src.data.image_folder import ImageFolder, read_image_folder
-from src.dataset import BadImages, create_dataset
+from src.data.batches import Loading
+from src.data.image_folder import read_image_folder
+from src.data.listing import ImageFolder
+from src.dataset import create_dataset
 from src.evaluation.evaluate import evaluate
+from src.images.bad_images import BadImages
 from src.runtime.device import prepare_device
 from src.weights.checkpoint import Checkpoint, read_checkpoint
 from src.weights.network import build_network, load_weights
@@ -77,9 +80,8 @@ def main(argv=None) -> int:
     if device.target == "CPU" and "batch_size" not in parameters.given:
         batch_size = CPU_BATCH_SIZE
     bad = BadImages(len(folder), skip=arguments.skip_bad_images)
-    dataset = create_dataset(
-        folder, False, batch_size, preprocess=info.preprocess, num_workers=parameters.num_workers, bad=bad
-    )
+    loading = Loading(info.preprocess, num_workers=parameters.num_workers, bad=bad)
+    dataset = create_dataset(folder, False, batch_size, loading=loading)
     kind = "averaged" if averaged else "raw"
     print(
         f"device: {device.describe()}; {len(folder)} images in {len(folder.classes)} classes; {kind} weights",

@@ -30,10 +30,11 @@ from src.data.image_folder import read_image_folder
 from src.data.image_list import find_images
 from src.evaluation.class_report import ClassTally, check_writable, draw_confusion, import_figure, write_report
 from src.evaluation.metrics import Score
+from src.images.bad_images import UnusableImages
 from src.images.preprocess import INTERPOLATIONS
 from src.inference.classification import BatchSizes, choose_sizes, classify, describe_decoder
 from src.inference.predictions import Table, as_json, display_names, error_as_json, top_classes
-from src.inference.progress import Failures, Progress
+from src.inference.progress import ProgressLine
 from src.inference.session import PROVIDERS, GivenSettings, OnnxModel, open_model, read_class_names
 
 TOP_K = 5
@@ -131,42 +132,42 @@ def evaluate(arguments) -> None:
     say(f"images: {len(folder)} in {len(folder.classes)} classes, {describe_decoder(folder)}")
 
     score, tally = Score(), ClassTally(len(folder.classes), bool(arguments.confusion))
-    failures, progress = Failures(len(folder), arguments.skip_bad_images), Progress(len(folder))
+    unusable, progress = UnusableImages(len(folder), arguments.skip_bad_images), ProgressLine(len(folder))
     for batch in classify(model, folder, sizes, threads):
         labels = folder.labels[batch.indices]
         score.add(batch.logits, labels, arguments.label_smooth_factor)
         tally.add(batch.logits, labels)
         for index, error in batch.errors.items():
             progress.clear()
-            failures.add(error, "; it is left out" if failures.skip else "; it counts as wrong")
-            tally.add_unusable(folder.labels[index], counts=not failures.skip)
-            score.add_wrong(0 if failures.skip else 1)
+            unusable.add(error, "it is left out" if unusable.skip else "it counts as wrong")
+            tally.add_unusable(folder.labels[index], counts=not unusable.skip)
+            score.add_wrong(0 if unusable.skip else 1)
         progress.add(len(batch.indices) + len(batch.errors))
     progress.clear()
     if score.images == 0:
         raise RunError(f"{folder.root}: none of its {len(folder)} images could be used")
-    tell_score(score, failures, progress, sizes.best, arguments.json)
+    tell_score(score, unusable, progress, sizes.best, arguments.json)
     if arguments.report:
         write_report(arguments.report, tally, folder.classes)
         say(f"classes: {arguments.report}")
     if arguments.confusion:
         draw_confusion(arguments.confusion, tally, folder.classes)
         say(f"confusion matrix: {arguments.confusion}")
-    failures.check()
+    unusable.check()
 
 
-def tell_score(score: Score, failures: Failures, progress: Progress, batch_size: int, as_json: bool) -> None:
+def tell_score(score: Score, unusable: UnusableImages, progress: ProgressLine, batch_size: int, as_json: bool) -> None:
     """Print the score, all its digits first."""
     result = {"top_1": score.top_1_accuracy, "top_5": score.top_5_accuracy, "loss": score.loss, "images": score.images}
     if as_json:
         speed = {"seconds": progress.seconds, "images_per_second": progress.rate, "batch_size": batch_size}
-        print(json.dumps({**result, "unusable": len(failures), **speed}), flush=True)
+        print(json.dumps({**result, "unusable": len(unusable), **speed}), flush=True)
         return
     top_1, top_5, loss = (np.format_float_positional(result[name], trim="0") for name in ("top_1", "top_5", "loss"))
     print(f"result: top-1: {top_1}, top-5: {top_5}, loss: {loss}, images: {score.images}")
     print(
         f"{100 * score.top_1_accuracy:.2f}% right at once and {100 * score.top_5_accuracy:.2f}% within five, "
-        f"{len(failures)} unusable; {progress.seconds:.1f} s, {progress.rate:.1f} images/s in batches of {batch_size}",
+        f"{len(unusable)} unusable; {progress.seconds:.1f} s, {progress.rate:.1f} images/s in batches of {batch_size}",
         flush=True,
     )
 
@@ -177,7 +178,7 @@ def predict(arguments) -> None:
     model, sizes, threads = prepare(arguments, len(images))
     names = display_names(model.info)
     table = Table(images.paths, names)
-    failures = Failures(len(images), arguments.skip_bad_images)
+    unusable = UnusableImages(len(images), arguments.skip_bad_images)
     if not arguments.json:
         print(f"model: {model.describe()}; {model.target}, {threads} threads\n\n{table.head()}", flush=True)
     for batch in classify(model, images, sizes, threads):
@@ -185,14 +186,14 @@ def predict(arguments) -> None:
         for index in sorted([*logits, *batch.errors]):
             path = images.full_path(index)
             if index in batch.errors:
-                failures.add(batch.errors[index])
+                unusable.add(batch.errors[index])
                 lines = [error_as_json(path, str(batch.errors[index]))] if arguments.json else []
             else:
                 classes = top_classes(logits[index], arguments.top_k or TOP_K)
                 lines = [as_json(path, classes, model.info)] if arguments.json else table.lines(path, classes)
             for line in lines:
                 print(line, flush=True)
-    failures.check()
+    unusable.check()
 
 
 def main(argv=None) -> None:

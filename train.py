@@ -13,7 +13,7 @@ import time
 from src.common.cli import UsageError, create_parser, run_cli
 from src.common.files import atomic_write
 from src.config import Config, add_parameters, take_parameters
-from src.dataset import BadImages
+from src.images.bad_images import BadImages
 from src.launch.modelarts import copied_folders
 from src.Monitor import Monitor
 from src.training.history import History

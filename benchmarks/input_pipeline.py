@@ -69,9 +69,11 @@ def write_photos(folder: str, count: int) -> float:
 
 def run_ours(folder: str, kind: str, batch_size: int, workers: int, epoch: int):
     """Batches of our pipeline, with the threads that it takes of itself."""
+    from src.data.batches import Loading
     from src.dataset import create_dataset
 
-    dataset = create_dataset(folder, kind != "eval", batch_size, epoch=epoch, normalised=kind in ("float", "eval"))
+    loading = Loading(normalised=kind in ("float", "eval"))
+    dataset = create_dataset(folder, kind != "eval", batch_size, epoch=epoch, loading=loading)
     return dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
 
 

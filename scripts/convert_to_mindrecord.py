@@ -1,6 +1,7 @@
 """Pack a folder of class folders into a MindRecord, a few large files that every program takes as --dataset_path.
 
-Stopped or killed, the same command goes on with the shards that are missing. Each is read back before it counts.
+If the command is stopped or killed, the same command goes on with the shards that are missing. A shard gets its name
+after it was read back.
 """
 
 import os
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from src.common.cli import ArgumentParser, UsageError, positive_int, run_cli
 from src.data.image_folder import read_image_folder
-from src.data.mindrecord import MindRecordFolder
+from src.data.mindrecord import MindRecordFolder, check_images
 
 
 def main(argv=None) -> None:
@@ -30,13 +31,13 @@ def main(argv=None) -> None:
     if packed != arguments.check:
         what = "already a MindRecord" if packed else "a folder of class folders, not a MindRecord"
         raise UsageError(f"{arguments.dataset_path} is {what}")
-    # Imported late: with it comes MindSpore.
-    from src.data.mindrecord_writer import check, convert
-
     with tqdm(total=len(folder), unit="image", disable=None) as bar:
         if arguments.check:
-            check(arguments.dataset_path, bar.update)
+            check_images(arguments.dataset_path, bar.update)
         else:
+            # Imported late: with it comes MindSpore.
+            from src.data.mindrecord_writer import convert
+
             shards = convert(folder, arguments.out, arguments.shards, bar.update)
     images = f"{len(folder)} images in {len(folder.classes)} classes"
     if arguments.check:

@@ -1,9 +1,9 @@
 """MindSpore's data sets: order, sharding, reproducibility, augmentation switches, bad images."""
 
 import contextlib
+import dataclasses
 import io
 import os
-import time
 
 import mindspore as ms
 import mindspore.dataset as ds
@@ -14,24 +14,19 @@ from mindspore.dataset import vision
 from PIL import Image
 
 from src.common.cli import RunError
+from src.data.batches import BAD_LABEL, Loading, Sharding
 from src.data.image_folder import read_image_folder
-from src.dataset import (
-    BAD_LABEL,
-    BadImages,
-    Batch,
-    count_workers,
-    create_dataset,
-    create_training_stream,
-    fill_batches,
-    training_order,
-)
-from src.images.preprocess import ImageError, Preprocess, load_image
+from src.data.training_batches import Sampling, Steps
+from src.dataset import create_dataset, create_training_stream
+from src.images.augment import Augmentation
+from src.images.bad_images import BadImages, ImageError
+from src.images.preprocess import Preprocess, load_image
 from src.runtime.device import prepare_device
 from src.training.step import StepSettings, TrainStep
 
 SIDE = 32
 SMALL = Preprocess.for_image_size(SIDE)
-PLAIN = {"random_crop": False, "flip": False, "color_jitter": 0.0}
+PLAIN = Augmentation(random_crop=False, flip=False, color_jitter=0.0)
 
 
 def picture(seed, width=48, height=40):
@@ -73,7 +68,7 @@ def equal(first, second):
 
 class TestEvaluation:
     def test_every_image_once_in_order_with_its_label(self, folder):
-        dataset = create_dataset(folder, False, 16, preprocess=SMALL)
+        dataset = create_dataset(folder, False, 16, loading=Loading(SMALL))
         result = batches(dataset)
         assert dataset.get_dataset_size() == 4
         assert [len(labels) for _, labels in result] == [16, 16, 16, 5]
@@ -86,7 +81,7 @@ class TestEvaluation:
     @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
     def test_the_path_of_the_folder_will_do(self, folder, interpolation):
         preprocess = Preprocess(SIDE, 40, interpolation)
-        images = images_of(create_dataset(folder.root, False, 7, preprocess=preprocess))
+        images = images_of(create_dataset(folder.root, False, 7, loading=Loading(preprocess)))
         np.testing.assert_array_equal(images[52], load_image(folder.full_path(52), preprocess))
 
     def test_mindspores_own_operations_give_the_same_bits(self, folder):
@@ -100,12 +95,12 @@ class TestEvaluation:
             vision.HWC2CHW(),
         ]
         theirs = [row[0] for row in batches(theirs.map(operations, "image"))]
-        np.testing.assert_array_equal(images_of(create_dataset(folder, False, preprocess=SMALL)), theirs)
+        np.testing.assert_array_equal(images_of(create_dataset(folder, False, loading=Loading(SMALL))), theirs)
 
     def test_ranks_share_the_images_without_duplicates(self, folder):
         shards = [
             np.concatenate(
-                [labels for _, labels in batches(create_dataset(folder, False, 8, 4, rank, preprocess=SMALL))]
+                [labels for _, labels in batches(create_dataset(folder, False, 8, 4, rank, loading=Loading(SMALL)))]
             )
             for rank in range(4)
         ]
@@ -114,19 +109,19 @@ class TestEvaluation:
             np.testing.assert_array_equal(shard, folder.labels[rank::4])
 
     def test_iterating_twice_gives_the_same(self, folder):
-        dataset = create_dataset(folder, False, 16, preprocess=SMALL)
+        dataset = create_dataset(folder, False, 16, loading=Loading(SMALL))
         assert equal(batches(dataset), batches(dataset))
 
     def test_pixels_for_a_network_that_normalises(self, folder):
-        pixels = images_of(create_dataset(folder, False, 16, preprocess=SMALL, normalised=False))
+        pixels = images_of(create_dataset(folder, False, 16, loading=Loading(SMALL, normalised=False)))
         assert pixels.dtype == np.uint8 and pixels.shape == (53, 3, SIDE, SIDE)
-        images = images_of(create_dataset(folder, False, 16, preprocess=SMALL))
+        images = images_of(create_dataset(folder, False, 16, loading=Loading(SMALL)))
         np.testing.assert_allclose((pixels - 127.5) / 127.5, images, atol=1e-6)
 
 
 class TestTraining:
     def test_shapes_and_the_dropped_tail(self, folder):
-        dataset = create_dataset(folder, True, 16, preprocess=SMALL)
+        dataset = create_dataset(folder, True, 16, loading=Loading(SMALL))
         result = batches(dataset)
         assert dataset.get_dataset_size() == len(result) == 3
         for images, labels in result:
@@ -135,24 +130,28 @@ class TestTraining:
 
     @pytest.mark.parametrize("workers", [1, 2])
     def test_one_seed_gives_the_same_batches(self, folder, workers):
-        runs = [batches(create_dataset(folder, True, 8, preprocess=SMALL, seed=5, num_workers=workers)) for _ in "ab"]
+        loading = Loading(SMALL, num_workers=workers)
+        runs = [batches(create_dataset(folder, True, 8, loading=loading, sampling=Sampling(5))) for _ in "ab"]
         assert equal(*runs)
 
     @pytest.mark.parametrize("policy", ["none", "randaugment"])
     def test_batches_depend_on_the_epoch_not_on_what_was_drawn_before(self, folder, policy):
-        settings = {"preprocess": SMALL, "augment": {"auto_augment": policy}, "num_workers": 2}
+        sampling = Sampling(augmentation=Augmentation(auto_augment=policy))
+        settings = {"loading": Loading(SMALL, num_workers=2), "sampling": sampling}
         alone = batches(create_dataset(folder, True, 8, epoch=2, **settings))
         for epoch in range(3):
             after_others = batches(create_dataset(folder, True, 8, epoch=epoch, **settings))
         assert equal(alone, after_others)
 
     def test_the_number_of_threads_changes_nothing(self, folder):
-        runs = [batches(create_dataset(folder, True, 8, preprocess=SMALL, num_workers=count)) for count in (1, 2, 7)]
+        runs = [
+            batches(create_dataset(folder, True, 8, loading=Loading(SMALL, num_workers=count))) for count in (1, 2, 7)
+        ]
         assert equal(runs[0], runs[1]) and equal(runs[0], runs[2])
 
     def test_pixels_for_a_device_that_normalises(self, folder):
-        floats = batches(create_dataset(folder, True, 8, preprocess=SMALL))
-        pixels = batches(create_dataset(folder, True, 8, preprocess=SMALL, normalised=False))
+        floats = batches(create_dataset(folder, True, 8, loading=Loading(SMALL)))
+        pixels = batches(create_dataset(folder, True, 8, loading=Loading(SMALL, normalised=False)))
         # MindSpore lets the device be chosen before it first computes, and other tests choose it.
         prepare_device("CPU")
         settings = StepSettings(mean=SMALL.mean, std=SMALL.std)
@@ -164,7 +163,7 @@ class TestTraining:
 
     def test_another_seed_or_epoch_gives_others(self, folder):
         runs = [
-            batches(create_dataset(folder, True, 8, preprocess=SMALL, seed=seed, epoch=epoch))
+            batches(create_dataset(folder, True, 8, epoch=epoch, loading=Loading(SMALL), sampling=Sampling(seed)))
             for seed, epoch in ((5, 0), (6, 0), (5, 1))
         ]
         assert not equal(runs[0], runs[1]) and not equal(runs[0], runs[2]) and not equal(runs[1], runs[2])
@@ -172,39 +171,29 @@ class TestTraining:
     @pytest.mark.parametrize("workers", [1, 2])
     @pytest.mark.parametrize("policy", ["none", "autoaugment"])
     def test_skipping_gives_exactly_the_batches_that_are_left(self, folder, workers, policy):
-        augment = {"auto_augment": policy}
-        settings = {"preprocess": SMALL, "seed": 2, "epoch": 3, "num_workers": workers, "augment": augment}
-        whole = batches(create_dataset(folder, True, 8, **settings))
+        settings = Loading(SMALL, num_workers=workers), Sampling(2, Augmentation(auto_augment=policy))
+        whole = batches(create_dataset(folder, True, 8, epoch=3, loading=settings[0], sampling=settings[1]))
         for skipped in (1, 5):
-            dataset = create_dataset(folder, True, 8, skip_batches=skipped, **settings)
+            dataset = create_training_stream(folder, Sharding(8), Steps(6, 4, 3 * 6 + skipped), *settings)
             assert dataset.get_dataset_size() == 6 - skipped
             assert equal(batches(dataset), whole[skipped:])
 
     def test_labels_follow_their_images(self, folder):
         plain = [np.asarray(picture(i).resize((SIDE, SIDE), Image.Resampling.BILINEAR), float) for i in range(53)]
-        dataset = create_dataset(folder, True, 8, preprocess=SMALL, augment=PLAIN, normalised=False)
+        dataset = create_dataset(
+            folder, True, 8, loading=Loading(SMALL, normalised=False), sampling=Sampling(augmentation=PLAIN)
+        )
         for images, labels in batches(dataset):
             for image, label in zip(images.transpose(0, 2, 3, 1), labels):
                 nearest = int(np.argmin([np.abs(image - other).mean() for other in plain]))
                 assert nearest % 3 == label
-
-    def test_an_epoch_takes_no_image_twice_and_ranks_share_none(self):
-        orders = [training_order(103, 1, 0, 4, rank) for rank in range(4)]
-        assert [len(order) for order in orders] == [25] * 4
-        assert len(np.unique(np.concatenate(orders))) == 100
-
-    def test_the_images_left_out_differ_by_epoch(self):
-        left_out = [
-            set(range(103)) - set(np.concatenate([training_order(103, 1, e, 4, r) for r in range(4)])) for e in (0, 1)
-        ]
-        assert left_out[0] != left_out[1]
 
     def test_ranks_augment_differently(self, tmp_path):
         (tmp_path / "a").mkdir()
         for index in range(8):
             (tmp_path / "a" / f"{index}.jpg").write_bytes(jpeg(0))
         first, second = (
-            images_of(create_dataset(str(tmp_path), True, 4, 2, rank, preprocess=SMALL)) for rank in (0, 1)
+            images_of(create_dataset(str(tmp_path), True, 4, 2, rank, loading=Loading(SMALL))) for rank in (0, 1)
         )
         assert not np.array_equal(first, second)
 
@@ -212,16 +201,14 @@ class TestTraining:
         (tmp_path / "a").mkdir()
         for index in range(8):
             (tmp_path / "a" / f"{index}.jpg").write_bytes(jpeg(0))
-        images = images_of(create_dataset(str(tmp_path), True, 8, preprocess=SMALL, num_workers=2))
+        images = images_of(create_dataset(str(tmp_path), True, 8, loading=Loading(SMALL, num_workers=2)))
         assert len({image.tobytes() for image in images}) == 8
 
     def test_fewer_images_than_a_batch(self, folder):
         with pytest.raises(RunError, match="53 images do not fill a batch of 32 on 2 devices"):
             create_dataset(folder, True, 32, 2)
 
-    @pytest.mark.parametrize(
-        "wrong", [{"batch_size": 0}, {"rank": 1}, {"rank": -1}, {"device_num": 0}, {"skip_batches": 99}]
-    )
+    @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"rank": 1}, {"rank": -1}, {"device_num": 0}])
     def test_numbers_that_make_no_sense(self, folder, wrong):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             create_dataset(folder, True, **wrong)
@@ -234,9 +221,8 @@ class TestAugmentation:
         (tmp_path / "a").mkdir()
         for index in range(24):
             (tmp_path / "a" / f"{index}.jpg").write_bytes(jpeg(7))
-        dataset = create_dataset(
-            str(tmp_path), True, 24, preprocess=SMALL, augment={**PLAIN, **augment}, normalised=False
-        )
+        sampling = Sampling(augmentation=dataclasses.replace(PLAIN, **augment))
+        dataset = create_dataset(str(tmp_path), True, 24, loading=Loading(SMALL, normalised=False), sampling=sampling)
         return images_of(dataset).transpose(0, 2, 3, 1)
 
     def test_all_off_gives_the_whole_image(self, tmp_path):
@@ -272,22 +258,22 @@ class TestAugmentation:
 
 
 class TestStream:
-    def stream(self, folder, first_step=0, **settings):
-        return create_training_stream(
-            folder, steps_per_epoch=6, epochs=3, first_step=first_step, batch_size=8, preprocess=SMALL, **settings
-        )
+    def stream(self, folder, first=0, mix=None):
+        return create_training_stream(folder, Sharding(8), Steps(6, 3, first), Loading(SMALL), mix=mix)
 
     def test_epochs_follow_each_other_as_create_dataset_gives_them(self, folder):
         dataset = self.stream(folder)
         assert dataset.get_dataset_size() == 18
         expected = [
-            row for epoch in range(3) for row in batches(create_dataset(folder, True, 8, preprocess=SMALL, epoch=epoch))
+            row
+            for epoch in range(3)
+            for row in batches(create_dataset(folder, True, 8, epoch=epoch, loading=Loading(SMALL)))
         ]
         assert equal(batches(dataset), expected)
 
-    @pytest.mark.parametrize("first_step", [1, 6, 11, 17])
-    def test_a_resumed_stream_is_the_rest(self, folder, first_step):
-        assert equal(batches(self.stream(folder, first_step)), batches(self.stream(folder))[first_step:])
+    @pytest.mark.parametrize("first", [1, 6, 11, 17])
+    def test_a_resumed_stream_is_the_rest(self, folder, first):
+        assert equal(batches(self.stream(folder, first)), batches(self.stream(folder))[first:])
 
     def test_mix_is_told_where_it_is(self, folder):
         seen = []
@@ -321,7 +307,7 @@ class TestBadImages:
     def test_training_replaces_counts_and_names_each_once(self, damaged, capsys):
         bad = BadImages(len(damaged), 0.5)
         for epoch in (0, 1):
-            result = batches(create_dataset(damaged, True, 8, preprocess=SMALL, bad=bad, epoch=epoch))
+            result = batches(create_dataset(damaged, True, 8, epoch=epoch, loading=Loading(SMALL, bad=bad)))
             assert [images.shape for images, _ in result] == [(8, 3, SIDE, SIDE)] * 3
         assert sorted(os.path.basename(path) for path in bad.sentences) == ["03.jpg", "10.jpg", "17.jpg"]
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
@@ -330,7 +316,7 @@ class TestBadImages:
     def test_training_fails_above_the_share(self, damaged):
         bad = BadImages(len(damaged), 0.05)
         with pytest.raises(RunError) as error, bad.as_sentence():
-            batches(create_dataset(damaged, True, 8, preprocess=SMALL, bad=bad))
+            batches(create_dataset(damaged, True, 8, loading=Loading(SMALL, bad=bad)))
         assert "of 24 images cannot be used, more than the share of 0.05 that --max_bad_images allows" in str(
             error.value
         )
@@ -338,14 +324,14 @@ class TestBadImages:
 
     def test_evaluation_counts_them_as_wrong(self, damaged, capsys):
         bad = BadImages(len(damaged))
-        result = batches(create_dataset(damaged, False, 8, preprocess=SMALL, bad=bad))
+        result = batches(create_dataset(damaged, False, 8, loading=Loading(SMALL, bad=bad)))
         labels = np.concatenate([labels for _, labels in result])
         assert np.flatnonzero(labels == BAD_LABEL).tolist() == [3, 10, 17] and len(labels) == 24
         assert len(bad) == 3 and capsys.readouterr().err.count("it counts as wrong") == 3
 
     def test_evaluation_leaves_them_out_where_asked(self, damaged, capsys):
         bad = BadImages(len(damaged), skip=True)
-        result = batches(create_dataset(damaged, False, 8, preprocess=SMALL, bad=bad))
+        result = batches(create_dataset(damaged, False, 8, loading=Loading(SMALL, bad=bad)))
         labels = np.concatenate([labels for _, labels in result])
         assert [len(images) for images, _ in result] == [7, 7, 7] and (labels == 0).all()
         assert len(bad) == 3 and capsys.readouterr().err.count("it is left out") == 3
@@ -355,7 +341,7 @@ class TestBadImages:
         (tmp_path / "a" / "1.jpg").write_bytes(jpeg(1))
         (tmp_path / "a" / "2.jpg").symlink_to(tmp_path / "missing.jpg")
         for do_train, consequence in ((False, "it counts as wrong"), (True, "another image takes its place")):
-            ((images, labels),) = batches(create_dataset(str(tmp_path), do_train, 2, preprocess=SMALL))
+            ((images, labels),) = batches(create_dataset(str(tmp_path), do_train, 2, loading=Loading(SMALL)))
             assert labels.tolist() == ([0, 0] if do_train else [0, BAD_LABEL])
             sentence = f"warning: {tmp_path}/a/2.jpg: there is no such file or directory; {consequence}\n"
             assert capsys.readouterr().err == sentence
@@ -363,14 +349,14 @@ class TestBadImages:
     def test_evaluation_fails_above_the_share(self, damaged):
         bad = BadImages(len(damaged), 0.0)
         with pytest.raises(RunError, match="1 of 24 images cannot be used"), bad.as_sentence():
-            batches(create_dataset(damaged, False, 8, preprocess=SMALL, bad=bad))
+            batches(create_dataset(damaged, False, 8, loading=Loading(SMALL, bad=bad)))
 
     def test_which_images_end_a_run_is_the_same_every_time(self, damaged):
         sentences = set()
         for workers in (1, 2, 5) * 3:
             bad = BadImages(len(damaged), 0.05)
             with pytest.raises(RunError) as error, bad.as_sentence():
-                batches(create_dataset(damaged, True, 8, preprocess=SMALL, bad=bad, num_workers=workers))
+                batches(create_dataset(damaged, True, 8, loading=Loading(SMALL, bad=bad, num_workers=workers)))
             sentences.add(str(error.value))
         assert len(sentences) == 1 and sentences.pop().startswith("2 of 24 images cannot be used")
 
@@ -386,7 +372,7 @@ class TestBadImages:
             (tmp_path / "a" / f"{index}.jpg").write_bytes(b"no image")
         bad = BadImages(8)
         with pytest.raises(RunError, match="none of its 8 images can be decoded"), bad.as_sentence():
-            batches(create_dataset(str(tmp_path), True, 4, preprocess=SMALL, bad=bad))
+            batches(create_dataset(str(tmp_path), True, 4, loading=Loading(SMALL, bad=bad)))
 
     def test_nothing_but_bad_images(self, tmp_path):
         (tmp_path / "a").mkdir()
@@ -394,57 +380,11 @@ class TestBadImages:
             (tmp_path / "a" / f"{index}.jpg").write_bytes(b"no image")
         bad = BadImages(8, 0.999)
         with pytest.raises(RunError, match="8 of 8 images cannot be used"), bad.as_sentence():
-            batches(create_dataset(str(tmp_path), True, 4, preprocess=SMALL, bad=bad))
+            batches(create_dataset(str(tmp_path), True, 4, loading=Loading(SMALL, bad=bad)))
 
 
-class TestFillingBatches:
-    def test_few_are_begun_before_they_are_asked_for(self):
-        begun = []
-
-        def start():
-            for number in range(100):
-                begun.append(number)
-                yield Batch(np.arange(20), Preprocess(1, 1), False)
-
-        def fill(batch, row):
-            batch.planes[row] = row
-
-        filled = fill_batches(start(), fill, 4)
-        for number in range(5):
-            batch = next(filled)
-            np.testing.assert_array_equal(batch.images[:, 0, 0, 0], np.arange(20))
-            time.sleep(0.05)
-            assert len(begun) <= number + 6
-        filled.close()
-
-    def test_none(self):
-        assert list(fill_batches([], None, 2)) == []
-
-    def test_an_error_arrives(self):
-        def fill(batch, row):
-            raise KeyError("row")
-
-        with pytest.raises(KeyError):
-            list(fill_batches([Batch(np.arange(20), Preprocess(1, 1), False)], fill, 2))
-
-
-class TestWorkers:
-    def test_never_more_than_the_machine_has(self, monkeypatch):
-        assert 1 <= count_workers() <= os.cpu_count()
-        assert count_workers(1000) >= 1
-
-    def test_the_cores_are_shared_among_the_devices_of_a_host(self, monkeypatch):
-        monkeypatch.setattr(os, "cpu_count", lambda: 96)
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
-        assert [count_workers(devices) for devices in (1, 4, 8, 16)] == [96, 24, 12, 12]
-
-    def test_a_process_bound_to_some_cores_has_them_for_itself(self, monkeypatch):
-        monkeypatch.setattr(os, "cpu_count", lambda: 96)
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
-        assert count_workers(8) == 12
-
-    def test_more_than_the_machine_has_is_cut_down(self, folder):
-        assert len(batches(create_dataset(folder, True, 8, preprocess=SMALL, num_workers=500))) == 6
+def test_more_threads_than_the_machine_has_cores_are_cut_down(folder):
+    assert len(batches(create_dataset(folder, True, 8, loading=Loading(SMALL, num_workers=500)))) == 6
 
 
 @pytest.mark.parametrize(

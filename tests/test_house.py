@@ -38,9 +38,7 @@ WITH_MINDSPORE = set(
     "data.mindrecord_writer weights.checkpoint weights.network weights.conversion weights.torch_files".split()
 )
 # Rooms that are still being moved into.
-UNFINISHED = set(
-    "data.image_folder data.mindrecord_writer dataset images.preprocess inference.session launch.command".split()
-)
+UNFINISHED = set("inference.session launch.command".split())
 MODULES = sorted(
     ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
     for path in (ROOT / "src").rglob("*.py")

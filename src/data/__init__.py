@@ -1,1 +1,1 @@
-"""Many images: which files, which classes, which order; folders, MindRecords, batches."""
+"""Many images: listings of folders and MindRecords, batches, ImageNet's class names, a small data set."""

@@ -1,4 +1,4 @@
-"""The embedded data set: scikit-learn's handwritten digits as a folder of JPEGs, to try everything at once."""
+"""A small data set to try the programs on: scikit-learn's handwritten digits, written as a folder of JPEGs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SPLITS = {"train": 1437, "val": 360}
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """The digits as scikit-learn carries them.
+    """The digits that come with scikit-learn.
 
     Returns:
         images: uint8 array of shape (1797, 8, 8), 0 is paper and 255 is ink.
-        labels: int array of shape (1797,), the digit that was written.
+        labels: int array of shape (1797,), which digit each image shows.
     """
     # Imported here: only this data set needs scikit-learn, and its import takes a second.
     from sklearn import datasets
@@ -33,15 +33,15 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_digits(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Hold out 36 images of each class, always the same ones.
+    """Hold out HELD_OUT_PER_CLASS images of each class, always the same ones.
 
     Args:
         labels: int array of shape (N,).
 
     Returns:
-        "train" and "val", each a sorted int array of positions in `labels`; together they are all positions once.
+        "train" and "val", each a sorted int array of positions in `labels`; every position is in one of them.
     """
-    # RandomState's streams are frozen by NumPy's policy, default_rng's are not.
+    # NumPy guarantees that RandomState's numbers never change; for default_rng it does not.
     order = np.random.RandomState(0).permutation(len(labels))
     held_out = [order[labels[order] == label][:HELD_OUT_PER_CLASS] for label in np.unique(labels)]
     val = np.sort(np.concatenate(held_out))
@@ -49,10 +49,13 @@ def split_digits(labels: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def encode_digit(image: np.ndarray) -> bytes:
-    """Enlarge an 8x8 digit with Pillow's bicubic to an RGB JPEG of 64x64, without chroma subsampling.
+    """Enlarge a digit with Pillow's bicubic filter and encode it as an RGB JPEG without chroma subsampling.
 
     Args:
         image: uint8 array of shape (8, 8).
+
+    Returns:
+        bytes, a JPEG of IMAGE_SIZE x IMAGE_SIZE pixels.
     """
     enlarged = Image.fromarray(image).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
     file = io.BytesIO()
@@ -61,7 +64,7 @@ def encode_digit(image: np.ndarray) -> bytes:
 
 
 def digit_paths(labels: np.ndarray) -> list[str]:
-    """The path of each digit below the root, for example `val/7/digit_0042.jpg`."""
+    """The path of each digit relative to the root, for example `val/7/digit_0042.jpg`."""
     paths = [""] * len(labels)
     for split, positions in split_digits(labels).items():
         for position in positions:
@@ -83,14 +86,14 @@ def is_complete(root: str, paths: list[str]) -> bool:
 def write_digits(root: str) -> bool:
     """Write `root`/train/<class>/*.jpg (1,437 images) and `root`/val/<class>/*.jpg (360 images).
 
-    The folder is written aside and renamed, so it appears whole or not at all; the same bytes every time with one
-    version of Pillow. A complete one that is there already is kept.
+    The folder is written under another name and renamed, so that it appears whole or not at all. One version of Pillow
+    writes the same bytes every time. A complete folder that is there already is kept.
 
     Returns:
         bool, whether anything was written.
 
     Raises:
-        UsageError: if `root` exists and is something else.
+        UsageError: if `root` exists and is neither empty nor complete.
         OSError: if it cannot be written.
     """
     images, labels = load_digits()

@@ -1,4 +1,4 @@
-"""Single images as the command line names them: files, folders, patterns, standard input."""
+"""Images without labels, as a command line names them: files, folders, patterns, standard input."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import sys
 from collections.abc import Sequence
 
 from src.common.cli import RunError, UsageError, describe_os_error
-from src.data.image_folder import list_images
+from src.data.listing import list_images
 
 STANDARD_INPUT = "-"
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageList:
-    """Images without labels; has what `ImageFolder` has for reading them.
+    """Images without labels, which are read in the same way as those of an `ImageFolder`.
 
     Attributes:
-        paths: the files; "-" is standard input.
-        standard_input: what came through it.
+        paths: the files; "-" is the image that came through standard input.
+        standard_input: the bytes of that image.
     """
 
     paths: Sequence[str]
@@ -30,7 +30,7 @@ class ImageList:
         return len(self.paths)
 
     def full_path(self, index: int) -> str:
-        """What image number `index` is called."""
+        """The path of image number `index`."""
         return self.paths[index]
 
     def read(self, index: int) -> bytes:
@@ -46,15 +46,15 @@ class ImageList:
 
 
 def find_images(names: Sequence[str]) -> ImageList:
-    """List what files, folders, patterns and "-" mean, in this order.
+    """List the images that files, folders, patterns and "-" stand for, in the order in which they are named.
 
-    A folder gives the images anywhere below it in sorted order, as in a labelled folder; a pattern the files that it
-    matches, sorted; "-" one image whose bytes come through standard input. A file that is missing is listed: reading
-    it fails later, and the other images do not suffer.
+    A folder stands for the images anywhere below it, sorted; a pattern for the files that it matches, sorted; "-" for
+    one image whose bytes come through standard input. A file that is missing is listed as well: reading it fails later,
+    without harm to the other images.
 
     Raises:
         RunError: if a folder holds no image or cannot be read, or nothing matches a pattern.
-        UsageError: if "-" is a terminal.
+        UsageError: if standard input is named and does not carry the bytes of an image.
     """
     paths: list[str] = []
     for name in names:
@@ -68,9 +68,13 @@ def find_images(names: Sequence[str]) -> ImageList:
 
 
 def images_below(folder: str) -> list[str]:
-    """The images of a folder and its sub-folders, sorted."""
+    """The images of a folder and its sub-folders, sorted.
+
+    Raises:
+        RunError: if there is none, or a folder cannot be read.
+    """
     try:
-        # An empty prefix would make absolute paths of the names.
+        # With an empty prefix the paths would begin with a slash.
         found = sorted(path[len("./") :] for path in list_images(folder, ".", ()))
     except OSError as error:
         raise RunError(describe_os_error(error)) from None
@@ -80,7 +84,11 @@ def images_below(folder: str) -> list[str]:
 
 
 def matching_files(pattern: str) -> list[str]:
-    """The files that match a pattern, sorted; folders are passed over."""
+    """The files that match a pattern, sorted; folders are passed over.
+
+    Raises:
+        RunError: if there is none.
+    """
     found = sorted(path for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path))
     if not found:
         raise RunError(f"{pattern}: no file matches this pattern")
@@ -91,7 +99,7 @@ def read_standard_input() -> bytes:
     """All of standard input.
 
     Raises:
-        UsageError: if nobody sends anything there, or file names are sent.
+        UsageError: if it is a terminal, or carries the names of files.
     """
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("--image - reads the bytes of one image from standard input, as in: --image - < a.jpg")

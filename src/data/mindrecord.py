@@ -1,8 +1,8 @@
-"""Reading a MindRecord of labelled images as `image_folder` reads a folder: same classes, labels, order, bytes.
+"""Reading a MindRecord of labelled images: the same classes, labels, order and bytes as in the folder it was made of.
 
-A shard is a file of encoded images with MindSpore's index beside it, an SQLite file that says where each image lies;
-images are read by number without MindSpore and without holding more than one of them. `mindrecord_writer` writes what
-is read here; MindSpore's own readers read it too.
+A shard is a file of encoded images. Beside it is MindSpore's index, an SQLite file that says where in the shard each
+image lies, so that images are read one by one, without MindSpore. `src/data/mindrecord_writer.py` writes such shards,
+and MindSpore's own readers read them as well.
 """
 
 from __future__ import annotations
@@ -16,28 +16,31 @@ import os
 import sqlite3
 import struct
 import urllib.parse
+import zlib
+from typing import Callable
 
 import numpy as np
 
 from src.common.cli import RunError, describe_os_error
-from src.data.image_folder import ImageFolder
+from src.data.listing import ImageFolder, read_encoded
 
 SUFFIX = ".mindrecord"
 FORMAT = "labelled images 1"
-"""Stands in the description of every shard; changes when what is written changes."""
+"""Version of the layout, in the description of every shard."""
 MAX_HEADER = 1 << 27
 LENGTH_BYTES = 8
-"""Before each image its length; the index counts it in."""
+"""Each image is preceded by its length, which the index counts as a part of it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What a shard says of itself.
+    """A shard and the description in its header.
 
     Attributes:
         path: the file.
-        description: classes, and which part of which listing the shard holds; see `describe_shard`.
-        header_size, page_size: bytes; where the pages begin, and how long each is.
+        description: the classes, and which part of which listing the shard holds; see `describe_shard`.
+        header_size: bytes, after which the pages begin.
+        page_size: bytes of each page.
     """
 
     path: str
@@ -48,13 +51,13 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class MindRecordFolder(ImageFolder):
-    """A listing whose images lie in shards.
+    """A listing of N images that lie in shards.
 
     Attributes:
-        files: the shards, open.
-        shard_of: int32 array, the shard of each image.
-        offsets, lengths: int64 arrays, where each image lies in it, in bytes.
-        checksums: int64 array, CRC-32 of each image.
+        files: the open shards.
+        shard_of: int32 array of shape (N,), the position in `files` of each image's shard.
+        offsets, lengths: int64 arrays of shape (N,), in bytes, the place of each image in its shard.
+        checksums: int64 array of shape (N,), the CRC-32 of each image.
     """
 
     files: list[io.FileIO]
@@ -64,7 +67,7 @@ class MindRecordFolder(ImageFolder):
     checksums: np.ndarray
 
     def full_path(self, index: int) -> str:
-        """The shard and the image's path, for sentences."""
+        """The shard and the image's path, for errors."""
         return f"{self.files[self.shard_of[index]].name}:{self.paths[index]}"
 
     def read(self, index: int) -> bytes:
@@ -120,7 +123,7 @@ def read_shard(path: str) -> Shard:
     """Read a shard's header.
 
     Raises:
-        RunError: if it is none.
+        RunError: if the file cannot be read, or is not a shard of labelled images.
     """
     try:
         with open(path, "rb") as file:
@@ -148,10 +151,10 @@ def read_shard(path: str) -> Shard:
 
 
 def check_complete(shards: list[Shard], path: str) -> None:
-    """Refuse a part of a listing, or shards of several.
+    """Check that all shards of one conversion are there, and none of another.
 
     Raises:
-        RunError: with what is missing or too much.
+        RunError: naming the first shard that is missing, or the number of conversions.
     """
     listings = {shard.description["listing"] for shard in shards}
     if len(listings) > 1:
@@ -166,7 +169,11 @@ def check_complete(shards: list[Shard], path: str) -> None:
 
 
 def join(root: str, shards: list[Shard]) -> MindRecordFolder:
-    """The listing of all images of some shards."""
+    """The listing of the images of some shards.
+
+    Raises:
+        RunError: if a shard is cut short, or an index is missing or damaged.
+    """
     paths: list[str] = []
     columns = []
     files = []
@@ -184,8 +191,17 @@ def join(root: str, shards: list[Shard]) -> MindRecordFolder:
     classes = shards[0].description["classes"]
     if not len(paths) == shards[0].description["images"] or not 0 <= table[1].min() <= table[1].max() < len(classes):
         raise RunError(f"{root}: the index of its shards is damaged")
+    shard_of, labels, offsets, lengths, checksums = table
     return MindRecordFolder(
-        root, classes, paths, table[1].astype(np.int32), files, table[0].astype(np.int32), table[2], table[3], table[4]
+        root,
+        classes,
+        paths,
+        labels.astype(np.int32),
+        files=files,
+        shard_of=shard_of.astype(np.int32),
+        offsets=offsets,
+        lengths=lengths,
+        checksums=checksums,
     )
 
 
@@ -212,16 +228,47 @@ def read_index(shard: Shard) -> tuple[list[str], np.ndarray]:
     return [decode_path(name) for name in names], np.stack([label, offset, end - begin - LENGTH_BYTES, checksum])
 
 
+def check_images(path: str, on_images: Callable | None = None) -> MindRecordFolder:
+    """Read every image of a MindRecord and compare its checksum.
+
+    Args:
+        path: a folder of shards, or one of its shards.
+        on_images: called with the number of images that were checked since the last call, for progress.
+
+    Returns:
+        MindRecordFolder, the listing.
+
+    Raises:
+        RunError: naming the first image that is damaged.
+    """
+    written = read_mindrecord(path)
+    for index, checksum in enumerate(written.checksums):
+        check_image(written, index, int(checksum))
+        if on_images:
+            on_images(1)
+    return written
+
+
+def check_image(written: MindRecordFolder, index: int, checksum: int) -> None:
+    """Read an image and compare its checksum.
+
+    Raises:
+        RunError: if it differs, or the image cannot be read.
+    """
+    if zlib.crc32(read_encoded(written, index)) != checksum:
+        raise RunError(f"{written.full_path(index)}: the image in the shard is damaged")
+
+
 def file_uri(path: str) -> str:
-    """A path as SQLite takes it with options."""
+    """A path as a URI, the form in which SQLite takes options with it."""
     return "file:" + urllib.parse.quote(os.fsencode(os.path.abspath(path)))
 
 
 def encode_path(path: str) -> str:
-    """A path in ASCII, whatever bytes its name has."""
+    """A path in ASCII, whatever bytes it consists of."""
     return urllib.parse.quote(os.fsencode(path), safe="/ ")
 
 
 def decode_path(text: str) -> str:
-    """What `encode_path` was given."""
+    """The path that `encode_path` was given."""
     return os.fsdecode(urllib.parse.unquote_to_bytes(text)) if "%" in text else text

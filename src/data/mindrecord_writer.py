@@ -1,6 +1,6 @@
-"""Writing a labelled folder as a MindRecord: shard by shard, each verified before it gets its name.
+"""Writing a labelled folder as a MindRecord, shard by shard. A shard gets its name after it was read back.
 
-A conversion that is stopped goes on with the shards that are not there. `src/data/mindrecord.py` reads them.
+A conversion that was stopped goes on with the shards that are missing. `src/data/mindrecord.py` reads the result.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from mindspore.mindrecord import FileWriter
 
 from src.common.cli import RunError, UsageError, describe_os_error
 from src.common.files import locked, new_file_mode, sync_folder
-from src.data.image_folder import ImageFolder
+from src.data.listing import ImageFolder, read_encoded
 from src.data.mindrecord import (
     FORMAT,
     SUFFIX,
     MindRecordFolder,
     Shard,
+    check_image,
     encode_path,
     is_shard_name,
     join,
-    read_mindrecord,
     read_shard,
 )
 
 SHARD_BYTES = 1 << 30
-"""About how large a shard is."""
+"""Bytes, about the size of a shard if the user does not choose the number of shards."""
 SCHEMA = {
     "label": {"type": "int32"},
     "path": {"type": "string"},
@@ -42,13 +42,13 @@ SCHEMA = {
     "image": {"type": "bytes"},
 }
 INDEX = ["label", "path", "checksum"]
-# MindSpore's bounds of a page, which holds whole images, and of a header.
+# MindSpore's limits, in bytes, for the size of a page, which holds whole images, and for the size of a header.
 MIN_PAGE, MAX_PAGE = 1 << 20, 1 << 28
 MIN_HEADER = 1 << 16
 PAGE_ENTRY = 300
-"""Bytes, more than a page's entry in the header takes."""
+"""Bytes in the header for each page: more than its entry takes."""
 ASIDE = ".writing-"
-"""What the name of a folder begins with in which a shard is made."""
+"""Prefix of the name of the temporary folder in which a shard is written."""
 ROWS_AT_ONCE = 64
 BYTES_AT_ONCE = 1 << 25
 
@@ -58,19 +58,19 @@ def convert(folder: ImageFolder, out: str, shards: int | None = None, on_images:
 
     Args:
         folder: the listing.
-        out: the folder, made where missing; shards of this listing that it holds are kept.
-        shards: how many; None makes them about SHARD_BYTES large.
-        on_images: called with the number of images that are done, for progress.
+        out: the folder, which is made if it is missing; shards of this listing that it already holds are kept.
+        shards: number of shards; None makes them about SHARD_BYTES large.
+        on_images: called with the number of images that are done since the last call, for progress.
 
     Returns:
         int, the number of shards.
 
     Raises:
-        UsageError: if `out` lies within the listed folder, or holds shards of something else.
+        UsageError: if `out` lies within the listed folder, or holds shards of another listing.
         RunError: if an image cannot be read, or the shards cannot be written.
     """
     check_outside(folder.root, out)
-    sizes = measure(folder)
+    sizes = measure_images(folder)
     shards = min(len(folder), shards or -(-int(sizes.sum()) // SHARD_BYTES) or 1)
     bounds = np.linspace(0, len(folder), shards + 1).round().astype(int)
     listing = digest(folder, shards)
@@ -89,21 +89,21 @@ def convert(folder: ImageFolder, out: str, shards: int | None = None, on_images:
 
 
 def check_outside(root: str, out: str) -> None:
-    """Refuse a place where the shards would become a class of what they are made of.
+    """Check that the shards do not go into the folder that they are made of, where they would look like a class.
 
     Raises:
-        UsageError: naming both.
+        UsageError: naming both folders.
     """
     source, target = os.path.realpath(root), os.path.realpath(out)
     if os.path.commonpath([source, target]) == source:
         raise UsageError(f"{out} lies in {root}, whose class folders it would be among")
 
 
-def measure(folder: ImageFolder) -> np.ndarray:
-    """int64 array of the images' sizes in bytes.
+def measure_images(folder: ImageFolder) -> np.ndarray:
+    """The size of each image in bytes: int64 array of shape (len(folder),).
 
     Raises:
-        RunError: if one is missing, or longer than a page can be.
+        RunError: if an image is missing, or is too large for a page.
     """
     try:
         sizes = np.array([os.stat(folder.full_path(index)).st_size for index in range(len(folder))], np.int64)
@@ -116,17 +116,17 @@ def measure(folder: ImageFolder) -> np.ndarray:
 
 
 def digest(folder: ImageFolder, shards: int) -> str:
-    """What tells a listing, cut into this many shards, from others."""
+    """A digest that differs between listings and between numbers of shards."""
     text = json.dumps([folder.classes, shards]) + "\0" + "\0".join(map(encode_path, folder.paths))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def locked_for_writing(out: str) -> Iterator[None]:
-    """Keep a second conversion out of a folder, and remove what a killed one left.
+    """Keep other conversions out of a folder, and remove the temporary folders of one that was killed.
 
     Raises:
-        RunError: if one is under way.
+        RunError: if another conversion is under way.
     """
     try:
         with locked(out):
@@ -139,10 +139,10 @@ def locked_for_writing(out: str) -> Iterator[None]:
 
 
 def find_done(out: str, listing: str) -> set[int]:
-    """The numbers of the shards of a listing that a folder holds.
+    """The numbers of the shards of a listing that a folder already holds.
 
     Raises:
-        UsageError: if it holds shards of another.
+        UsageError: if it holds shards of another listing.
     """
     done = set()
     for name in sorted(filter(is_shard_name, os.listdir(out))):
@@ -154,10 +154,10 @@ def find_done(out: str, listing: str) -> set[int]:
 
 
 def check_space(out: str, needed: int) -> None:
-    """Refuse to begin what cannot be finished.
+    """Check that the disk has space for the shards, before any is written.
 
     Raises:
-        RunError: with the space that is needed and there.
+        RunError: with the space that is needed and the space that is free.
     """
     free = shutil.disk_usage(out).free
     if needed * 1.02 > free:
@@ -165,7 +165,7 @@ def check_space(out: str, needed: int) -> None:
 
 
 def describe_shard(folder: ImageFolder, listing: str, number: int, shards: int) -> dict:
-    """What a shard says of itself beside MindSpore's header."""
+    """The description that a shard carries in its header."""
     return {
         "format": FORMAT,
         "listing": listing,
@@ -180,14 +180,14 @@ def write_shard(folder: ImageFolder, indices: range, description: dict, sizes: n
     """Write some images to a shard, read them back, and give the shard its name.
 
     Raises:
-        RunError: if it cannot be written or is not what was meant.
+        RunError: if it cannot be written, or what was read back differs.
     """
     name = f"images_{description['shard'] + 1:05}_of_{description['shards']:05}{SUFFIX}"
     with tempfile.TemporaryDirectory(prefix=ASIDE, dir=out) as aside:
         path = os.path.join(aside, name)
         checksums = write_images(folder, indices, description, sizes, path)
         verify(folder, indices, checksums, path)
-        # The index first: a shard that has its name is whole.
+        # The index comes first: once the shard has its name, both files are there.
         for suffix in (".db", ""):
             with open(path + suffix, "rb") as file:
                 os.fsync(file.fileno())
@@ -197,7 +197,10 @@ def write_shard(folder: ImageFolder, indices: range, description: dict, sizes: n
 
 
 def write_images(folder: ImageFolder, indices: range, description: dict, sizes: np.ndarray, path: str) -> list[int]:
-    """Write a shard's two files; returns the images' checksums.
+    """Write a shard's two files.
+
+    Returns:
+        list[int], the CRC-32 of each image.
 
     Raises:
         RunError: if an image cannot be read or the files cannot be written.
@@ -212,12 +215,12 @@ def write_images(folder: ImageFolder, indices: range, description: dict, sizes: 
         writer.set_header_size(round_up(4 * len(text) + PAGE_ENTRY * pages, MIN_HEADER))
         writer.add_schema(SCHEMA, text)
         writer.add_index(INDEX)
-        for rows in batches(folder, indices, sizes):
+        for rows in group_rows(folder, indices, sizes):
             checksums += [row["checksum"] for row in rows]
             writer.write_raw_data(rows)
         writer.commit()
     except RuntimeError as error:
-        # MindSpore does not say why. What it wrote before it failed is still there.
+        # MindSpore does not give the reason. The disk was full if what is still to be written does not fit on it.
         left = int(sizes.sum()) - sum(entry.stat().st_size for entry in os.scandir(os.path.dirname(path)))
         full = shutil.disk_usage(os.path.dirname(path)).free < max(left, page)
         reason = "there is no space left on the device" if full else first_line(error)
@@ -225,8 +228,8 @@ def write_images(folder: ImageFolder, indices: range, description: dict, sizes: 
     return checksums
 
 
-def batches(folder: ImageFolder, indices: range, sizes: np.ndarray) -> Iterator[list[dict]]:
-    """Rows for MindSpore's writer, as many at once as need little memory.
+def group_rows(folder: ImageFolder, indices: range, sizes: np.ndarray) -> Iterator[list[dict]]:
+    """Rows for MindSpore's writer, in groups of at most ROWS_AT_ONCE rows and about BYTES_AT_ONCE bytes.
 
     Raises:
         RunError: if an image cannot be read.
@@ -234,10 +237,7 @@ def batches(folder: ImageFolder, indices: range, sizes: np.ndarray) -> Iterator[
     rows: list[dict] = []
     held = 0
     for index, size in zip(indices, sizes):
-        try:
-            data = folder.read(index)
-        except OSError as error:
-            raise RunError(describe_os_error(error)) from None
+        data = read_encoded(folder, index)
         rows.append(
             {
                 "label": int(folder.labels[index]),
@@ -255,22 +255,22 @@ def batches(folder: ImageFolder, indices: range, sizes: np.ndarray) -> Iterator[
 
 
 def round_up(value: int, least: int) -> int:
-    """The next power of two, at least `least`."""
+    """The smallest power of two that is not below `value` and `least`, itself a power of two."""
     return max(least, 1 << max(0, value - 1).bit_length())
 
 
 def first_line(error: Exception) -> str:
-    """MindSpore's sentence, without the stack that it adds."""
+    """The first sentence of MindSpore's error, without the stack that follows."""
     lines = [line.strip("- ") for line in str(error).splitlines()]
     useful = [line for line in lines if line and "Dataset Pipeline Error Message" not in line]
     return useful[0] if useful else type(error).__name__
 
 
 def verify(folder: ImageFolder, indices: range, checksums: list[int], path: str) -> None:
-    """Read a shard back.
+    """Read a shard back and compare it with the listing and the checksums.
 
     Raises:
-        RunError: if it does not hold the images that it should.
+        RunError: if it differs.
     """
     shard = read_shard(path)
     written = join_alone(shard, len(indices))
@@ -282,34 +282,6 @@ def verify(folder: ImageFolder, indices: range, checksums: list[int], path: str)
 
 
 def join_alone(shard: Shard, images: int) -> MindRecordFolder:
-    """The listing of one shard of many."""
+    """The listing of one shard alone, without the others of its conversion."""
     alone = Shard(shard.path, {**shard.description, "images": images}, shard.header_size, shard.page_size)
     return join(shard.path, [alone])
-
-
-def check_image(written: MindRecordFolder, index: int, checksum: int) -> None:
-    """Read an image back.
-
-    Raises:
-        RunError: if it has another checksum, or cannot be read.
-    """
-    try:
-        good = zlib.crc32(written.read(index)) == checksum
-    except OSError as error:
-        raise RunError(describe_os_error(error)) from None
-    if not good:
-        raise RunError(f"{written.full_path(index)}: the image in the shard is damaged")
-
-
-def check(path: str, on_images: Callable | None = None) -> MindRecordFolder:
-    """Read every image of a MindRecord and compare its checksum.
-
-    Raises:
-        RunError: at the first that is damaged.
-    """
-    written = read_mindrecord(path)
-    for index, checksum in enumerate(written.checksums):
-        check_image(written, index, int(checksum))
-        if on_images:
-            on_images(1)
-    return written

@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from src.images.preprocess import Preprocess, crop_encoded, read_file
+from src.images.decode import read_file
+from src.images.preprocess import Preprocess, crop_encoded
 
 NOISE_IMAGES = 4
 NOISE_SEED = 1

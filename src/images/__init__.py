@@ -1,1 +1,1 @@
-"""One image: what happens to it before the network sees it."""
+"""One image, from its file to the network's input: decoding, preprocessing, augmentation."""

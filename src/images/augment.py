@@ -1,13 +1,14 @@
-"""What training does to an image at random: crop, mirror, colours. Neither MindSpore nor threads take part in it.
+"""The random changes that training makes to an image: crop, mirror image, colours.
 
-The numbers of a batch come from (seed, epoch, rank, batch) alone and what they mean from the image alone, so that a
-resumed run sees what the undisturbed one saw, whatever the number of threads and whoever decodes.
+The random numbers of a batch depend on (seed, epoch, rank, batch) alone, and their effect on the image alone. A resumed
+run therefore sees the same images as an undisturbed one, with any number of threads, with the compiled engine or
+without.
 
-- The crop is that of Szegedy et al. 2015 (arXiv:1409.4842) as everyone draws it: a share of the area, an aspect ratio,
-  a place; resized with Pillow's antialiased bilinear filter. A JPEG of which the crop is at least twice as large as
-  needed is decoded at 1/2, 1/4 or 1/8 of its size.
-- Brightness, contrast and saturation change as Pillow's ImageEnhance and torchvision's ColorJitter change them, each by
-  a factor around 1, in random order.
+- The crop is that of Szegedy et al. 2015 (arXiv:1409.4842), drawn as torchvision draws it: a share of the area, an
+  aspect ratio, a position. It is resized with Pillow's antialiased bilinear filter. If the crop is at least twice as
+  large as needed, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size.
+- Brightness, contrast and saturation change as in Pillow's ImageEnhance and torchvision's ColorJitter, each by a factor
+  around 1, in random order.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import math
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from src.images.decode import check_pixels, decode
 from src.images.engine import FILTERS, Request, find_engine
-from src.images.preprocess import Preprocess, check_pixels, check_shape, decode
+from src.images.preprocess import Preprocess, check_shape
 
 ATTEMPTS = 10
-"""Crops that are drawn before the largest one in the middle is taken."""
+"""Crops that are drawn before the largest possible one in the centre is taken instead."""
 ORDERS = np.array([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)], np.int32)
-# Where in an image's row of random numbers each choice finds its own.
+# Each image has a row of random numbers. These are the positions in it that decide each change.
 AREA, ASPECT = slice(0, ATTEMPTS), slice(ATTEMPTS, 2 * ATTEMPTS)
 PLACE = slice(2 * ATTEMPTS, 2 * ATTEMPTS + 2)
 MIRROR = PLACE.stop
@@ -36,15 +38,19 @@ AUTO_AUGMENTS = ("none", "randaugment", "autoaugment")
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Which random changes a training image gets.
+    """Which random changes are made to a training image.
 
     Attributes:
-        random_crop: random resized crop; else the whole image, resized to a square.
-        crop_scale_min: smallest share of the area that a crop takes.
-        crop_aspect_max: width by height or height by width of the most elongated crop.
-        flip: horizontally, half of the images.
-        color_jitter: strength for brightness, contrast and saturation; 0 is off.
-        auto_augment: a policy of MindSpore's that works between crop and colours, see `src/dataset.py`.
+        random_crop: True takes a random crop, False the whole image; either is resized to a square.
+        crop_scale_min: smallest share of the image's area that a crop takes, above 0 and at most 1.
+        crop_aspect_max: longer by shorter side of the most elongated crop, at least 1.
+        flip: half of the images are mirrored horizontally.
+        color_jitter: strength of the change of brightness, contrast and saturation; 0 changes nothing.
+        auto_augment: one of AUTO_AUGMENTS, MindSpore's policies, which `src/dataset.py` applies between crop and
+            colours.
+
+    Raises:
+        ValueError: if auto_augment is not one of AUTO_AUGMENTS.
     """
 
     random_crop: bool = True
@@ -65,15 +71,15 @@ def draw_numbers(images: int, seed: int, epoch: int, rank: int, batch: int) -> n
 
 
 def choose_crop(numbers: np.ndarray, width: int, height: int, augmentation: Augmentation) -> tuple[int, int, int, int]:
-    """The part of an image that is taken.
+    """Draw the crop of an image.
 
     Args:
-        numbers: float64 array of shape (NUMBERS,).
-        width, height: of the image, in pixels.
+        numbers: float64 array of shape (NUMBERS,) from [0, 1).
+        width, height: pixels, the image's size.
         augmentation: the bounds of area and aspect ratio.
 
     Returns:
-        (left, top, width, height) in pixels.
+        (left, top, width, height) of the crop in pixels.
     """
     if not augmentation.random_crop:
         return 0, 0, width, height
@@ -91,7 +97,7 @@ def choose_crop(numbers: np.ndarray, width: int, height: int, augmentation: Augm
 
 
 def choose_reduction(width: int, height: int, side: int) -> int:
-    """1, 2, 4 or 8: how much smaller a JPEG may be decoded for a crop of this size to give `side` pixels or more."""
+    """The largest of 1, 2, 4 and 8 that may divide a JPEG's size so that its crop keeps `side` pixels or more."""
     return next((factor for factor in (8, 4, 2) if min(width, height) >= factor * side), 1)
 
 
@@ -103,18 +109,18 @@ def augment(
     preprocess: Preprocess,
     out: np.ndarray,
 ) -> None:
-    """Decode, crop and mirror an image; colours are `change_colours`' work.
+    """Decode, crop and mirror an image; `change_colours` does the rest.
 
     Args:
         data: the file's bytes.
-        path: its name, for the sentence.
+        path: the file's name, for the error.
         numbers: float64 array of shape (NUMBERS,) from [0, 1).
-        augmentation: what is to be done.
+        augmentation: which changes are made.
         preprocess: its image_size.
         out: uint8 array of shape (3, S, S), contiguous, that receives the pixels.
 
     Raises:
-        ImageError: if it cannot be used.
+        ImageError: if the image cannot be decoded, or is too large or too elongated.
     """
     side, flip = preprocess.image_size, bool(augmentation.flip and numbers[MIRROR] < 0.5)
     engine = find_engine()
@@ -129,14 +135,14 @@ def augment(
 
 
 def choose_box(numbers, width: int, height: int, augmentation: Augmentation, side: int) -> tuple[int, tuple]:
-    """How much smaller a JPEG is decoded, and (left, top, width, height) of the crop in the pixels that this gives."""
+    """The factor that divides a JPEG's size, and (left, top, width, height) of the crop in the pixels that it gives."""
     crop = choose_crop(numbers, width, height, augmentation)
     factor = choose_reduction(*crop[2:], side)
     return factor, tuple(value // factor for value in crop)
 
 
 def augment_by_pillow(data, path, numbers, augmentation, preprocess, flip, out) -> None:
-    """What `augment` does, for all that the engine leaves."""
+    """`augment` for the images that the compiled engine does not take."""
     side, whole = preprocess.image_size, []
 
     def reduce(width: int, height: int) -> int:
@@ -149,7 +155,8 @@ def augment_by_pillow(data, path, numbers, augmentation, preprocess, flip, out) 
         left, top, width, height = choose_crop(numbers, *whole, augmentation)
     else:
         left, top, width, height = choose_box(numbers, *whole, augmentation, side)[1]
-    # One after the other: from 13 on Pillow takes the columns first where that is less work, which rounds otherwise.
+    # Rows and columns in two calls: Pillow 13 and later begins with the columns where that is less work, which rounds
+    # differently.
     rows = image.crop((left, top, left + width, top + height)).resize((side, height), Image.Resampling.BILINEAR)
     image = rows.resize((side, side), Image.Resampling.BILINEAR)
     if flip:
@@ -163,7 +170,7 @@ def change_colours(planes: np.ndarray, numbers: np.ndarray, augmentation: Augmen
     Args:
         planes: uint8 array of shape (3, S, S), contiguous.
         numbers: float64 array of shape (NUMBERS,) from [0, 1).
-        augmentation: how much.
+        augmentation: its color_jitter.
     """
     if not augmentation.color_jitter:
         return
@@ -177,7 +184,7 @@ def change_colours(planes: np.ndarray, numbers: np.ndarray, augmentation: Augmen
 
 
 def adjust_by_pillow(planes: np.ndarray, order: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """The planes with other colours; see `ImageEngine.adjust_colours`."""
+    """The planes with changed colours; see `ImageEngine.adjust_colours`."""
     image = Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for which in order:

@@ -1,6 +1,7 @@
-"""The fast way for everyday JPEGs: `src/images/engine.c`, with Pillow's bytes. Without a compiler Pillow does it.
+"""Decoding and resizing everyday JPEGs in compiled code, `src/images/engine.c`, to the same pixels as Pillow's.
 
-It decodes only the part that a crop needs, resizes row by row while it decodes, and needs no copies between the two.
+It decodes only the part that a crop needs and resizes each row as soon as it is decoded, without a copy in between.
+Where there is no C compiler, and for all other images, Pillow does the work.
 """
 
 from __future__ import annotations
@@ -14,24 +15,26 @@ import numpy as np
 from src.common.native import CompileError, compile_library, find_compiler
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "engine.c")
-# No fused multiply-add: results are to be the same on every processor. "native" where the compiler knows the word.
+# No fused multiply-add: results are to be the same on every processor.
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-shared")
 FASTER = ("-march=native",)
+"""Flags that not every compiler knows; without them the engine is slower."""
 LIBRARIES = ("-ljpeg", "-lm")
 SWITCH = "IMAGE_ENGINE"
-"""Environment variable: "pillow" leaves the compiled engine alone."""
+"""Environment variable; with the value "pillow" the engine is not used."""
 FILTERS = {"bilinear": 0, "bicubic": 1}
 DONE = 0
 
 
 class Request(ctypes.Structure):
-    """What is wanted of an image.
+    """Which part of a JPEG is resized to which size, and which square of the result is cut out.
 
     Attributes:
-        reduce: the JPEG is decoded at 1/1, 1/2, 1/4 or 1/8 of its size; all that follows is in these pixels.
+        reduce: 1, 2, 4 or 8, by which the JPEG's size is divided while it is decoded. The box is in the pixels that
+            this gives.
         left, top, width, height: the box that is resized.
-        new_width, new_height: to which size.
-        window_left, window_top, side: the square that is cut out of the result.
+        new_width, new_height: its size afterwards.
+        window_left, window_top, side: the square that is cut out of the resized box.
         filter: one of FILTERS.
         flip: 1 mirrors the square horizontally.
     """
@@ -45,10 +48,10 @@ class Request(ctypes.Structure):
 
 
 class ImageEngine:
-    """The compiled functions.
+    """The functions of the compiled engine.
 
     Args:
-        library: of `src/images/engine.c`.
+        library: `src/images/engine.c`, compiled and loaded.
     """
 
     def __init__(self, library: ctypes.CDLL):
@@ -60,20 +63,23 @@ class ImageEngine:
         library.adjust_colours.restype = None
 
     def jpeg_size(self, data: bytes) -> tuple[int, int] | None:
-        """(width, height) of an undamaged everyday JPEG: baseline, grey or YCbCr, one scan, whole; else None."""
+        """(width, height) of a JPEG that the engine takes, else None.
+
+        It takes undamaged files of the everyday kind: baseline, grey or YCbCr, in one scan, with nothing missing.
+        """
         size = (ctypes.c_int32 * 2)()
         return (size[0], size[1]) if self.library.jpeg_size(data, len(data), size) == DONE else None
 
     def resize_jpeg(self, data: bytes, request: Request, out: np.ndarray) -> bool:
-        """Decode and resize what is wanted of a JPEG of which `jpeg_size` gave the size.
+        """Decode and resize a part of a JPEG whose size `jpeg_size` gave.
 
         Args:
             data: the file's bytes.
-            request: within the image.
-            out: uint8 array of shape (3, side, side), contiguous; holds no image where the result is False.
+            request: the part; its box lies within the image.
+            out: uint8 array of shape (3, side, side), contiguous, that receives the pixels.
 
         Returns:
-            bool, False if its data are damaged after all: Pillow decides.
+            bool, False if the data turn out to be damaged. `out` holds no image then, and Pillow decides on the file.
         """
         check_planes(out)
         return self.library.jpeg_resized(data, len(data), request, out.ctypes.data) == DONE
@@ -92,7 +98,7 @@ class ImageEngine:
 
 
 def check_planes(planes: np.ndarray) -> None:
-    """Refuse what the compiled functions would misread.
+    """Check the layout of an image, because the compiled functions get no more than its address.
 
     Raises:
         ValueError: if it is not a contiguous uint8 array of shape (3, S, S).
@@ -103,7 +109,7 @@ def check_planes(planes: np.ndarray) -> None:
 
 @functools.cache
 def load_engine() -> ImageEngine | Exception:
-    """The engine, or why there is none."""
+    """The engine, or the error that says why there is none."""
     if os.environ.get(SWITCH, "").lower() == "pillow":
         return CompileError(f"{SWITCH} is pillow")
     try:
@@ -114,13 +120,13 @@ def load_engine() -> ImageEngine | Exception:
 
 
 def find_engine() -> ImageEngine | None:
-    """The engine, compiled on the first call on a machine; None where that fails."""
+    """The engine, which the first call on a machine compiles; None if that fails."""
     engine = load_engine()
     return engine if isinstance(engine, ImageEngine) else None
 
 
 def describe_engine() -> str:
-    """Who decodes, for the log."""
+    """For the log: whether the engine or Pillow decodes, and why the engine does not."""
     engine = load_engine()
     if isinstance(engine, ImageEngine):
         return "decoded by the compiled engine"

@@ -1,4 +1,7 @@
-"""Mixup, cutmix and random erasing on whole batches, drawn from (seed, epoch, batch): a resumed run draws the same."""
+"""Mixup, cutmix and random erasing on whole batches.
+
+Their random numbers depend on (seed, epoch, batch, rank) alone, so that a resumed run draws the same.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ ERASE_ATTEMPTS = 10
 
 
 def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
-    """int labels of shape (N,) as float32 rows of shape (N, classes)."""
+    """One-hot targets, float32 array of shape (N, classes), of int labels of shape (N,)."""
     return np.eye(classes, dtype=np.float32)[labels]
 
 
@@ -23,7 +26,7 @@ def mixup(images: np.ndarray, targets: np.ndarray, share: float, partner: np.nda
     Args:
         images: float32 array of shape (N, 3, H, W).
         targets: float32 array of shape (N, C).
-        share: of the image itself, 0 to 1.
+        share: share of the image itself in the blend, 0 to 1.
         partner: int array of shape (N,), a permutation.
     """
     share = np.float32(share)
@@ -37,9 +40,9 @@ def cutmix(
     """Paste a box of each image's partner into it (Yun et al. 2019, arXiv:1905.04899); targets follow the true areas.
 
     Args:
-        share: of the image's area that stays, before the box is clipped at the border.
-        centre: of the box, as shares of height and width.
-        The others are those of `mixup`.
+        images, targets, partner: as in `mixup`.
+        share: share of the image's area that stays, 0 to 1, before the box is clipped at the border.
+        centre: (y, x) of the box's centre, as shares of height and width.
     """
     height, width = images.shape[2:]
     cut = np.sqrt(1.0 - share)
@@ -54,7 +57,13 @@ def cutmix(
 
 
 def erase(images: np.ndarray, probability: float, random: np.random.Generator) -> np.ndarray:
-    """Fill a random rectangle of some images with noise from N(0, 1), the network's input being normalised."""
+    """Fill a random rectangle of some images with noise from N(0, 1), which suits normalised images.
+
+    Args:
+        images: float32 array of shape (N, 3, H, W).
+        probability: share of the images that get a rectangle.
+        random: the source of all random numbers.
+    """
     height, width = images.shape[2:]
     images = images.copy()
     for index in np.flatnonzero(random.random(len(images)) < probability):
@@ -73,9 +82,16 @@ def erase(images: np.ndarray, probability: float, random: np.random.Generator) -
 def create_mix(
     classes: int, mixup_alpha: float, cutmix_alpha: float, erase_probability: float, seed: int, rank: int
 ) -> Callable | None:
-    """A function of (images, labels, epoch, batch number) to augmented (images, labels), or None where all is off.
+    """A function of (images, labels, epoch, batch number) that augments both; None if all methods are off.
 
-    With both alphas set, each batch takes one of the two at random, as timm does.
+    If both alphas are above 0, mixup or cutmix is chosen at random for each batch, as in timm.
+
+    Args:
+        classes: number of classes, C.
+        mixup_alpha, cutmix_alpha: parameter of the beta distribution of the shares; 0 turns the method off. With
+            either of them the labels become float32 targets of shape (N, C).
+        erase_probability: share of the images in which a rectangle is erased.
+        seed, rank: decide the random numbers, with the epoch and the batch's number.
     """
     if not (mixup_alpha or cutmix_alpha or erase_probability):
         return None

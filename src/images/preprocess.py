@@ -1,46 +1,38 @@
-"""What happens to an image before the network, as data, and the same in NumPy and Pillow.
+"""Preprocessing for evaluation and inference: its settings as a value, and its arithmetic in NumPy and Pillow.
 
-Rules that every program follows (this one, MindSpore's pipeline in `src/dataset.py`, the C++ program):
+All programs, the one in C++ included, follow the same rules:
 
-- The image is decoded to RGB as Pillow's `convert("RGB")` does: greyscale is repeated, alpha is dropped, CMYK and
-  palettes are converted; 16 bits of grey keep the upper 8 as 16 bits of colour do. The EXIF orientation is ignored,
-  as ImageNet's training always did.
+- The image is decoded to RGB as `src/images/decode.py` says.
 - The shorter side becomes `resize` pixels, the longer `floor(long / short * resize)` in float32, as in MindSpore.
-- Pillow's resampling (8 bits, fixed point), then the centre with the odd pixel left on the right and at the bottom.
+- Pillow's resampling (8 bits, fixed point), then the centre is cut out; where the border is an odd number of pixels
+  wide, the additional pixel is on the right or at the bottom.
 - `(pixel - mean) / std` in float32, channels first.
 
-`src/images/engine.py` does the same to everyday JPEGs in half the time.
+`src/images/engine.py` gives the same pixels for everyday JPEGs in half the time.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
-import warnings
-from typing import Callable
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image
 
-from src.common.cli import RunError, describe_os_error
+from src.common.cli import RunError
+from src.images.bad_images import ImageError
+from src.images.decode import check_pixels, open_image, read_file
 from src.images.engine import FILTERS, Request, find_engine
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-MAX_PIXELS = 100_000_000
-"""An image that says it has more is refused as a decompression bomb before anything is decoded."""
 MAX_RESIZED_SIDE = 1 << 15
-"""The longer side after resizing: a sliver of 1 x 60000 pixels would become a picture of gigabytes."""
-
-
-class ImageError(RunError):
-    """An image that cannot be used; the sentence names the file."""
+"""Pixels, limit of the longer side after resizing: an image of 1 x 60000 pixels would grow to gigabytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """The evaluation's way from an image file to the network's input.
+    """The settings that lead from an image file to the network's input.
 
     The shorter side is resized to `resize` pixels, the centre of `image_size` x `image_size` pixels is cut out, and
     `(pixel - mean) / std` is taken per channel.
@@ -53,7 +45,7 @@ class Preprocess:
         std: per channel R, G, B in units of 0 to 255, above 0.
 
     Raises:
-        RunError: for values that make no sense.
+        RunError: naming a setting whose value is of the wrong type or out of range.
     """
 
     image_size: int = 224
@@ -93,7 +85,7 @@ class Preprocess:
         """Read what `to_dict` gave.
 
         Raises:
-            RunError: if a setting is unknown or makes no sense.
+            RunError: if a setting is unknown, or its value is of the wrong type or out of range.
         """
         if not isinstance(settings, dict):
             raise RunError(f"the preprocessing settings are {settings!r}, not names with values")
@@ -108,95 +100,6 @@ def is_finite_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_pixels(width: int, height: int, path: str) -> None:
-    """Refuse a decompression bomb by the size that the header gives.
-
-    Raises:
-        ImageError: above MAX_PIXELS.
-    """
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{path}: the image is refused, it has {width} x {height} pixels; the limit is {MAX_PIXELS}")
-
-
-def open_image(data: bytes, path: str) -> Image.Image:
-    """Decode an image to RGB with Pillow.
-
-    Args:
-        data: the file's bytes.
-        path: its name, for the sentence.
-
-    Raises:
-        ImageError: if it is empty, no image, truncated, damaged, or too large.
-    """
-    return decode(data, path)[1]
-
-
-def inspect_image(data: bytes, path: str) -> tuple[int, str, tuple[int, int]]:
-    """(bytes, Pillow's name of the format, (width, height)) of an image, after decoding it.
-
-    Raises:
-        ImageError: if it could not be used with the default settings; see `open_image` and `check_shape`.
-    """
-    kind, image = decode(data, path)
-    check_shape(*image.size, Preprocess(), path)
-    return len(data), kind, image.size
-
-
-def decode(data: bytes, path: str, reduce: Callable[[int, int], int] | None = None) -> tuple[str, Image.Image]:
-    """Pillow's name of the format, and the image in RGB; see `open_image`.
-
-    Args:
-        reduce: from an image's width and height to 1, 2, 4 or 8; a JPEG is decoded at that fraction of its size.
-    """
-    if not data:
-        raise ImageError(f"{path}: the image file is empty")
-    try:
-        with warnings.catch_warnings():
-            # Our own limit is below Pillow's; its warnings on odd EXIF data say nothing about the pixels.
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
-            check_pixels(*image.size, path)
-            factor = reduce(*image.size) if reduce else 1
-            if factor > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
-                image.draft(None, (image.width // factor, image.height // factor))
-            if image.mode.startswith("I"):
-                # Pillow's convert would turn all but the darkest 1/256 of these greys into white.
-                grey = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-                return image.format, grey.convert("RGB")
-            return image.format, image.convert("RGB")
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: the image is refused, it has too many pixels ({error})") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{path}: it is not an image that can be decoded (of no known format)") from None
-    except Exception as error:
-        # Pillow's decoders raise all kinds of exceptions for broken files: OSError, ValueError, SyntaxError...
-        raise ImageError(f"{path}: it is not an image that can be decoded ({type(error).__name__}: {error})") from None
-
-
-def read_file(path: str) -> bytes:
-    """A file's bytes.
-
-    Raises:
-        ImageError: if it is missing or cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ImageError(describe_os_error(error)) from None
-
-
-def read_image(path: str) -> np.ndarray:
-    """Decode an image file: uint8 array of shape (H, W, 3), RGB.
-
-    Raises:
-        ImageError: see `open_image` and `read_file`.
-    """
-    return np.asarray(open_image(read_file(path), path))
-
-
 def resized_size(height: int, width: int, resize: int) -> tuple[int, int]:
     """Height and width after the shorter side becomes `resize` pixels.
 
@@ -208,10 +111,10 @@ def resized_size(height: int, width: int, resize: int) -> tuple[int, int]:
 
 
 def check_shape(width: int, height: int, preprocess: Preprocess, path: str) -> None:
-    """Refuse a sliver.
+    """Refuse an image that is so elongated that resizing would make it huge.
 
     Raises:
-        ImageError: if the longer side would pass MAX_RESIZED_SIDE pixels after resizing.
+        ImageError: if the longer side would pass MAX_RESIZED_SIDE pixels.
     """
     if max(resized_size(height, width, preprocess.resize)) > MAX_RESIZED_SIDE:
         raise ImageError(f"{path}: an image of {width} x {height} pixels is too elongated")
@@ -223,13 +126,13 @@ def crop_for_evaluation(image: np.ndarray | Image.Image, preprocess: Preprocess,
     Args:
         image: uint8 array of shape (H, W, 3), or a Pillow image in RGB.
         preprocess: the sizes and the interpolation.
-        path: for the sentence.
+        path: the file's name, for the error.
 
     Returns:
         uint8 array of shape (image_size, image_size, 3).
 
     Raises:
-        ImageError: if the image is so elongated that its longer side would pass MAX_RESIZED_SIDE pixels.
+        ImageError: see `check_shape`.
     """
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
@@ -237,8 +140,9 @@ def crop_for_evaluation(image: np.ndarray | Image.Image, preprocess: Preprocess,
     height, width = resized_size(image.height, image.width, preprocess.resize)
     side, method = preprocess.image_size, RESAMPLING[preprocess.interpolation]
     top, left = (height - side) // 2, (width - side) // 2
-    # Pillow resizes rows, rounds to 8 bits, resizes columns. Doing the two by hand leaves out rows and columns that
-    # the crop does not need, a sixth of the time, for the same bytes. The bicubic filter reaches two pixels out.
+    # Pillow resizes along rows, rounds to 8 bits, and resizes along columns. Here these are two calls, which leave out
+    # the rows and columns that the crop does not need: the same bytes in five sixths of the time. The bicubic filter
+    # reaches two pixels out.
     scale = image.height / height
     reach = 3 * max(1.0, scale) + 1
     first = max(0, int(top * scale - reach))
@@ -261,7 +165,7 @@ def normalise(crop: np.ndarray, preprocess: Preprocess, out: np.ndarray | None =
     """
     if out is None:
         out = np.empty((3, *crop.shape[:2]), np.float32)
-    # A plane at a time and in place: ten times as fast as the formula on whole arrays, for the same bytes.
+    # One plane at a time and in place: ten times as fast as the formula on whole arrays, with the same result.
     for plane, pixels, mean, std in zip(out, crop.transpose(2, 0, 1), preprocess.mean, preprocess.std):
         np.subtract(pixels, np.float32(mean), out=plane, dtype=np.float32)
         np.divide(plane, np.float32(std), out=plane)
@@ -273,7 +177,7 @@ def crop_encoded(data: bytes, path: str, preprocess: Preprocess) -> np.ndarray:
 
     Args:
         data: the file's bytes.
-        path: its name, for the sentence.
+        path: the file's name, for errors.
         preprocess: the sizes and the interpolation.
 
     Returns:

@@ -13,14 +13,16 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
-from src.common.cli import UsageError, describe_os_error
+from src.common.cli import UsageError
 from src.common.parallel import map_in_order
+from src.data.listing import Images, read_encoded
+from src.images.bad_images import ImageError
+from src.images.decode import open_image
 from src.images.engine import describe_engine, find_engine
-from src.images.preprocess import ImageError, Preprocess, crop_encoded, crop_for_evaluation, open_image
+from src.images.preprocess import Preprocess, crop_encoded, crop_for_evaluation
 from src.inference.session import OnnxModel
 
 # On a CPU larger batches leave the cache: they are no faster and need much more memory.
@@ -31,16 +33,6 @@ MANY_IMAGES = 100
 """From so many on the compiled engine decodes; to compile it on its first use takes longer than a few images."""
 AHEAD = 4
 """Batches for each thread that may be finished or waiting before the first of them is asked for; only logits wait."""
-
-
-class Images(Protocol):
-    """What `ImageFolder` and `ImageList` have in common."""
-
-    def __len__(self) -> int: ...
-
-    def full_path(self, index: int) -> str: ...
-
-    def read(self, index: int) -> bytes: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,13 +179,8 @@ def read_crop(model: OnnxModel, images: Images, index: int) -> np.ndarray:
     Raises:
         ImageError: if it cannot be read or decoded.
     """
-    path = images.full_path(index)
-    try:
-        data = images.read(index)
-    except OSError as error:
-        raise ImageError(describe_os_error(error)) from None
     crop = crop_encoded if len(images) >= MANY_IMAGES else crop_by_pillow
-    return crop(data, path, model.info.preprocess)
+    return crop(read_encoded(images, index), images.full_path(index), model.info.preprocess)
 
 
 def crop_by_pillow(data: bytes, path: str, preprocess: Preprocess) -> np.ndarray:

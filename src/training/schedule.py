@@ -9,7 +9,7 @@ import numpy as np
 
 from src.common.cli import UsageError
 from src.config import Config
-from src.data.image_folder import ImageFolder
+from src.data.listing import ImageFolder
 from src.lr_generator import get_lr
 from src.runtime.device import Device
 

@@ -11,10 +11,14 @@ from mindspore import amp
 
 from src.common.cli import RunError, UsageError
 from src.config import PARAMETERS, Config
-from src.data.image_folder import ImageFolder, read_image_folder
-from src.dataset import BadImages, create_dataset, create_training_stream
+from src.data.batches import Loading, Sharding
+from src.data.image_folder import read_image_folder
+from src.data.listing import ImageFolder
+from src.data.training_batches import Sampling, Steps
+from src.dataset import create_dataset, create_training_stream
 from src.evaluation.evaluate import evaluate, sum_over_ranks
 from src.images.augment import Augmentation
+from src.images.bad_images import BadImages
 from src.images.mix import create_mix
 from src.kernels import Kernels
 from src.loss import CrossEntropySmooth
@@ -243,25 +247,16 @@ def check_ranks(run: Run, progress: Progress, step_cell: TrainStep) -> None:
 
 def create_stream(run: Run, progress: Progress, bad: BadImages):
     """The augmented batches from where `progress` stands to the end of the run, as one MindSpore data set."""
-    config, device = run.config, run.device
-    mix = create_mix(config.class_num, config.mixup, config.cutmix, config.random_erasing, config.seed, device.rank)
+    config = run.config
+    mix = create_mix(config.class_num, config.mixup, config.cutmix, config.random_erasing, config.seed, run.device.rank)
     return create_training_stream(
         run.folder,
-        steps_per_epoch=progress.steps_per_epoch,
-        epochs=progress.epochs,
-        repeats=config.repeats,
-        first_step=progress.step,
-        mix=mix,
-        batch_size=config.batch_size,
-        device_num=device.rank_size,
-        rank=device.rank,
-        preprocess=config.preprocess,
-        augment=dataclasses.asdict(config.part(Augmentation)),
-        seed=config.seed,
-        num_workers=config.num_workers,
-        bad=bad,
+        Sharding(config.batch_size, run.device.rank_size, run.device.rank),
+        Steps(progress.steps_per_epoch, progress.epochs, progress.step),
         # What blends images needs floats; else the device makes them of a quarter of the bytes.
-        normalised=mix is not None,
+        Loading(config.preprocess, normalised=mix is not None, num_workers=config.num_workers, bad=bad),
+        Sampling(config.seed, config.part(Augmentation), config.repeats),
+        mix,
     )
 
 
@@ -278,20 +273,14 @@ def create_evaluator(run: Run):
     network.set_train(False)
     # One for the whole run: each image that cannot be decoded is named once.
     bad = BadImages(len(run.held_out))
+    loading = Loading(run.info.preprocess, num_workers=run.config.num_workers, bad=bad)
 
     def score(weights):
         # Each rank has batch-norm statistics of its own; what is scored is what rank 0 saves.
         statistics = {name: value for name, value in weights.items() if name.endswith(STATISTICS)}
         load_weights(network, {**weights, **take_from_rank_0(statistics)})
         dataset = create_dataset(
-            run.held_out,
-            False,
-            run.config.batch_size,
-            run.device.rank_size,
-            run.device.rank,
-            preprocess=run.info.preprocess,
-            num_workers=run.config.num_workers,
-            bad=bad,
+            run.held_out, False, run.config.batch_size, run.device.rank_size, run.device.rank, loading=loading
         )
         batches = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
         return sum_over_ranks(evaluate(network, batches, run.smoothing))

@@ -14,7 +14,9 @@ import pytest
 from benchmarks.photos import draw, encode
 from src.data.image_folder import read_image_folder
 from src.evaluation.metrics import Score
-from src.images.preprocess import ImageError, Preprocess, crop_for_evaluation, load_image, normalise, read_image
+from src.images.bad_images import ImageError
+from src.images.decode import read_image
+from src.images.preprocess import Preprocess, crop_for_evaluation, load_image, normalise
 from src.inference.result_files import result_names
 from src.weights.model_info import ModelInfo
 from tests.support import cpp_program as cpp

@@ -15,9 +15,11 @@ import pytest
 from benchmarks.photos import draw, encode
 from src.common.cli import RunError, UsageError
 from src.data import mindrecord_writer
+from src.data.batches import Loading
 from src.data.image_folder import read_image_folder
-from src.data.mindrecord import read_mindrecord
-from src.data.mindrecord_writer import check, convert
+from src.data.mindrecord import check_images, read_mindrecord
+from src.data.mindrecord_writer import convert
+from src.data.training_batches import Sampling
 from src.dataset import create_dataset
 from src.images.preprocess import Preprocess
 
@@ -70,7 +72,7 @@ class TestPacked:
     def test_batches_are_the_folders(self, root, packed, do_train):
         results = []
         for path in (root, packed):
-            dataset = create_dataset(path, do_train, 8, preprocess=Preprocess(32, 36), seed=3)
+            dataset = create_dataset(path, do_train, 8, loading=Loading(Preprocess(32, 36)), sampling=Sampling(3))
             results.append(list(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)))
         assert len(results[0]) == len(results[1]) > 4
         for ours, theirs in zip(*results):
@@ -93,7 +95,7 @@ class TestPacked:
         assert len(os.listdir(packed)) == 6
 
     def test_a_bad_image_is_named_with_its_shard(self, packed, capsys):
-        dataset = create_dataset(packed, False, 16, preprocess=Preprocess(32, 36))
+        dataset = create_dataset(packed, False, 16, loading=Loading(Preprocess(32, 36)))
         assert sum(len(labels) for _, labels in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)) == 44
         assert ".mindrecord:plain/broken.jpg: it is not an image" in capsys.readouterr().err
 
@@ -107,7 +109,7 @@ class TestPacked:
         assert result.stdout.split()[1] == "[]"
 
     def test_every_checksum_is_compared_where_asked(self, packed, tmp_path):
-        assert len(check(packed)) == 44
+        assert len(check_images(packed)) == 44
         shutil.copytree(packed, tmp_path / "copy")
         shard = tmp_path / "copy" / "images_00002_of_00003.mindrecord"
         folder = read_mindrecord(str(tmp_path / "copy"))
@@ -116,7 +118,7 @@ class TestPacked:
         data[int(folder.offsets[index]) + 100] ^= 1
         shard.write_bytes(bytes(data))
         with pytest.raises(RunError, match="the image in the shard is damaged") as error:
-            check(str(tmp_path / "copy"))
+            check_images(str(tmp_path / "copy"))
         assert folder.full_path(index) in str(error.value)
 
 
@@ -272,8 +274,9 @@ class TestConverting:
     def test_two_at_once(self, root, tmp_path):
         out = tmp_path / "out"
         out.mkdir()
-        with mindrecord_writer.hold(str(out)), pytest.raises(RunError, match="another conversion is writing"):
-            convert(read_image_folder(root), str(out))
+        with mindrecord_writer.locked_for_writing(str(out)):
+            with pytest.raises(RunError, match="another conversion is writing"):
+                convert(read_image_folder(root), str(out))
 
 
 class TestWrongUse:

@@ -26,8 +26,10 @@ from src.images.augment import (
     choose_reduction,
     draw_numbers,
 )
+from src.images.bad_images import ImageError
+from src.images.decode import open_image
 from src.images.engine import FILTERS, Request, describe_engine, find_engine
-from src.images.preprocess import ImageError, Preprocess, crop_encoded, crop_for_evaluation, open_image
+from src.images.preprocess import Preprocess, crop_encoded, crop_for_evaluation
 from tests.support.hard_images import bad_images, without_segment
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -263,8 +265,10 @@ def damaged(count):
 FUZZ = """
 import sys
 import numpy as np
+from src.images.bad_images import ImageError
+from src.images.decode import open_image
 from src.images.engine import find_engine
-from src.images.preprocess import ImageError, Preprocess, crop_encoded, crop_for_evaluation, open_image
+from src.images.preprocess import Preprocess, crop_encoded, crop_for_evaluation
 from tests.images.test_engine import damaged
 
 taken = 0
@@ -292,14 +296,18 @@ def test_damaged_files_are_taken_and_refused_as_by_pillow():
 
 BATCHES = """
 import hashlib, sys
+from src.data.batches import Loading
+from src.data.training_batches import Sampling
 from src.dataset import create_dataset
+from src.images.augment import Augmentation
 from src.images.preprocess import Preprocess
 
 digest = hashlib.sha256()
 for train in (True, False):
     for policy in ("none", "randaugment") if train else ("none",):
-        settings = {"preprocess": Preprocess(24, 28), "augment": {"auto_augment": policy}, "num_workers": 1}
-        dataset = create_dataset(sys.argv[1], train, 4, **settings)
+        loading = Loading(Preprocess(24, 28), num_workers=1)
+        sampling = Sampling(augmentation=Augmentation(auto_augment=policy))
+        dataset = create_dataset(sys.argv[1], train, 4, loading=loading, sampling=sampling)
         for images, labels in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):
             digest.update(images.tobytes() + labels.tobytes())
 print(digest.hexdigest())

@@ -10,15 +10,13 @@ import pytest
 from PIL import Image
 
 from src.common.cli import RunError
+from src.images.bad_images import ImageError
+from src.images.decode import MAX_PIXELS, open_image, read_image
 from src.images.preprocess import (
-    MAX_PIXELS,
-    ImageError,
     Preprocess,
     crop_for_evaluation,
     load_image,
     normalise,
-    open_image,
-    read_image,
     resized_size,
 )
 

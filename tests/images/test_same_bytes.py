@@ -9,11 +9,14 @@ import pytest
 from mindspore.dataset import vision
 from PIL import Image
 
+from src.data.batches import Loading
 from src.data.image_folder import read_image_folder
-from src.dataset import BadImages, create_dataset
+from src.dataset import create_dataset
 from src.images.augment import Augmentation, augment, draw_numbers
+from src.images.bad_images import BadImages, ImageError
+from src.images.decode import read_image
 from src.images.engine import describe_engine, find_engine
-from src.images.preprocess import ImageError, Preprocess, load_image, read_image, resized_size
+from src.images.preprocess import Preprocess, load_image, resized_size
 from tests.support.hard_images import bad_images, write_images
 
 BY_PILLOW = {
@@ -56,8 +59,8 @@ def by_hand(path, preprocess):
     ],
 )
 def test_evaluation_pixels_and_floats(folder, preprocess):
-    floats = create_dataset(folder, False, 1, preprocess=preprocess)
-    pixels = create_dataset(folder, False, 1, preprocess=preprocess, normalised=False)
+    floats = create_dataset(folder, False, 1, loading=Loading(preprocess))
+    pixels = create_dataset(folder, False, 1, loading=Loading(preprocess, normalised=False))
     rows = zip(*(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True) for dataset in (floats, pixels)))
     count = 0
     for index, ((image, label), (crop, _)) in enumerate(rows):
@@ -74,7 +77,7 @@ def test_evaluation_pixels_and_floats(folder, preprocess):
 def test_evaluation_at_full_size(folder):
     preprocess = Preprocess()
     every_fifth = range(0, len(folder), 5)
-    dataset = create_dataset(folder, False, 1, device_num=5, preprocess=preprocess, normalised=False)
+    dataset = create_dataset(folder, False, 1, device_num=5, loading=Loading(preprocess, normalised=False))
     for index, (crop, _) in zip(every_fifth, dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)):
         path = folder.full_path(index)
         np.testing.assert_array_equal(crop[0].transpose(1, 2, 0), by_hand(path, preprocess), path)
@@ -134,7 +137,7 @@ def test_mindspores_own_evaluation_operations_agree(folder):
 
 def test_training_takes_every_image(folder, capsys):
     bad = BadImages(len(folder), 0.0)
-    dataset = create_dataset(folder, True, 10, preprocess=Preprocess.for_image_size(32), bad=bad)
+    dataset = create_dataset(folder, True, 10, loading=Loading(Preprocess.for_image_size(32), bad=bad))
     with bad.as_sentence():
         count = sum(len(labels) for _, labels in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True))
     assert count == len(folder) // 10 * 10 and len(bad) == 0

@@ -193,7 +193,7 @@ class TestEvaluation:
 
     def test_a_very_small_accuracy_is_printed_without_an_exponent(self, capsys):
         score = infer_onnx.Score(images=50000, top_1=1, top_5=3)
-        infer_onnx.tell_score(score, [], infer_onnx.Progress(50000), 1, False)
+        infer_onnx.tell_score(score, [], infer_onnx.ProgressLine(50000), 1, False)
         assert parse_onnx_result(capsys.readouterr().out) == (1 / 50000, 3 / 50000)
 
     def test_the_smoothing_of_the_loss_is_a_flag(self, place, run):

@@ -20,6 +20,7 @@ from mindspore.nn.layer import normalization
 
 from src.common.cli import UsageError
 from src.config import Config
+from src.data.batches import Loading
 from src.dataset import create_dataset
 from src.evaluation.evaluate import evaluate
 from src.launch.rank_table import write_rank_table
@@ -135,7 +136,7 @@ def test_evaluation_over_all_ranks_scores_the_saved_weights_on_every_image_once(
     with open(undisturbed / "checkpoint" / "model_0" / "metrics.csv", newline="") as file:
         row = list(csv.DictReader(file))[-1]
     network, info = load_model(str(undisturbed / "checkpoint" / "model_0" / "Efficientnet_b0-rank0-2_4.ckpt"))
-    dataset = create_dataset(str(images / "val"), False, 4, preprocess=info.preprocess)
+    dataset = create_dataset(str(images / "val"), False, 4, loading=Loading(info.preprocess))
     score = evaluate(network, dataset.create_tuple_iterator(num_epochs=1, output_numpy=True), 0.1)
     assert score.images == 13
     assert float(row["top_1"]) == pytest.approx(score.top_1 / 13, abs=1e-9)

@@ -17,7 +17,7 @@ import train
 import numpy as np
 
 from src.common.cli import run_cli
-from src.data.image_folder import ImageFolder
+from src.data.listing import ImageFolder
 from src.models.family import VARIANTS
 from src.training import setup
 from src.training.step import network_weights

@@ -17,8 +17,12 @@ import train
 from src.common.cli import RunError, run_cli
 from src.common.files import locked
 from src.config import Config
-from src.data.image_folder import ImageFolder, read_image_folder
-from src.dataset import BadImages, create_training_stream, training_order
+from src.data.batches import Loading, Sharding
+from src.data.image_folder import read_image_folder
+from src.data.listing import ImageFolder
+from src.data.training_batches import Steps, training_order
+from src.dataset import create_training_stream
+from src.images.bad_images import BadImages
 from src.images.preprocess import Preprocess
 from src.models.effnet import create_network
 from src.runtime.device import Device
@@ -547,9 +551,8 @@ def test_too_many_bad_images_end_the_run_with_one_sentence(few_images, tmp_path)
         path.write_bytes(b"no image")
     folder = read_image_folder(str(tmp_path / "images"))
     bad = BadImages(len(folder), 0.05)
-    stream = create_training_stream(
-        folder, steps_per_epoch=4, epochs=1, batch_size=4, preprocess=Preprocess(image_size=32, resize=37), bad=bad
-    )
+    loading = Loading(Preprocess(image_size=32, resize=37), bad=bad)
+    stream = create_training_stream(folder, Sharding(4), Steps(4, 1), loading)
     with pytest.raises(RunError, match="images cannot be used, more than the share of 0.05"), bad.as_sentence():
         for _ in stream.create_tuple_iterator(num_epochs=1):
             pass

@@ -1,0 +1,149 @@
+"""The listing of a labelled folder: its classes and images, and their order, which every program shares.
+
+A labelled folder is a folder of class folders, as ImageNet comes. The classes are its sub-folders in sorted order, and
+their labels count from 0. The images are the files with an image's suffix anywhere below a class folder, sorted by
+path. Names that begin with a dot are passed over; symbolic links are followed. Sorting is by Unicode code points, the
+same on every machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from src.common.cli import RunError, describe_os_error
+from src.images.bad_images import ImageError
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFolder:
+    """A labelled folder's listing.
+
+    Attributes:
+        root: the folder as the caller named it.
+        classes: names of the class folders, sorted; the position of a name is its label.
+        paths: the images relative to root, with "/" between folders, sorted by class and path.
+        labels: int32 array of shape (len(paths),), the label of each image.
+    """
+
+    root: str
+    classes: list[str]
+    paths: list[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def full_path(self, index: int) -> str:
+        """The path of image number `index`."""
+        return os.path.join(self.root, self.paths[index])
+
+    def read(self, index: int) -> bytes:
+        """The encoded image number `index`.
+
+        Raises:
+            OSError: if its file cannot be read.
+        """
+        with open(self.full_path(index), "rb", buffering=0) as file:
+            return file.read()
+
+
+class Images(Protocol):
+    """Images that are read by number: an `ImageFolder`, an `ImageList`."""
+
+    def __len__(self) -> int: ...
+
+    def full_path(self, index: int) -> str: ...
+
+    def read(self, index: int) -> bytes: ...
+
+
+def read_encoded(images: Images, index: int) -> bytes:
+    """The encoded image number `index`.
+
+    Raises:
+        ImageError: if it cannot be read.
+    """
+    try:
+        return images.read(index)
+    except OSError as error:
+        raise ImageError(describe_os_error(error)) from None
+
+
+def list_class_folders(root: str) -> ImageFolder:
+    """List a folder of class folders.
+
+    Raises:
+        RunError: if it is a file, unreadable, has no class folders, or they hold no image.
+    """
+    if not os.path.isdir(root):
+        raise RunError(f"{root}: it is a file, not a folder of class folders")
+    try:
+        with os.scandir(root) as entries:
+            classes = sorted(entry.name for entry in entries if is_visible_folder(entry))
+        if not classes:
+            raise RunError(f"{root}: there are no class folders in it; expected one folder for each class")
+        above = (inode_of(root),)
+        paths: list[str] = []
+        counts = []
+        for name in classes:
+            found = sorted(list_images(os.path.join(root, name), name, above))
+            paths += found
+            counts.append(len(found))
+    except OSError as error:
+        raise RunError(describe_os_error(error)) from None
+    if not paths:
+        raise RunError(f"{root}: its {len(classes)} class folders hold no image")
+    return ImageFolder(root, classes, paths, np.repeat(np.arange(len(classes), dtype=np.int32), counts))
+
+
+def is_visible_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder, or a link to one, that is not hidden."""
+    return not entry.name.startswith(".") and is_folder(entry)
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself is not."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is listed as an image."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def inode_of(folder: str) -> tuple[int, int]:
+    """(device, inode) of a folder: the same through every link that leads to it."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def list_images(folder: str, prefix: str, above: tuple) -> Iterator[str]:
+    """Paths of the images below a folder, each beginning with `prefix`, in no particular order.
+
+    Args:
+        folder: where to look.
+        prefix: the folder's path relative to the root.
+        above: inodes of the folders above it; a link back to one of them is passed over.
+    """
+    here = inode_of(folder)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_image_name(entry.name) and not is_folder(entry):
+                yield f"{prefix}/{entry.name}"
+            elif is_visible_folder(entry):
+                yield from list_images(entry.path, f"{prefix}/{entry.name}", (*above, here))
