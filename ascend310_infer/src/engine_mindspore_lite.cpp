@@ -9,6 +9,7 @@
 
 #include "engine.h"
 #include "errors.h"
+#include "files.h"
 
 namespace {
 
@@ -35,9 +36,8 @@ std::shared_ptr<mindspore::Context> make_context(const EngineOptions &options) {
 class MindSporeLiteEngine : public Engine {
  public:
   explicit MindSporeLiteEngine(const EngineOptions &options) : model_path_(options.model_path) {
-    const bool lite_file = model_path_.size() > 3 && model_path_.compare(model_path_.size() - 3, 3, ".ms") == 0;
-    const auto built = model_.Build(model_path_, lite_file ? mindspore::kMindIR_Lite : mindspore::kMindIR,
-                                    make_context(options));
+    const auto type_of_file = ends_with(model_path_, ".ms") ? mindspore::kMindIR_Lite : mindspore::kMindIR;
+    const auto built = model_.Build(model_path_, type_of_file, make_context(options));
     if (built != mindspore::kSuccess) {
       throw RunError(model_path_ + ": MindSpore Lite cannot load it on " + options.device_target + " device " +
                      std::to_string(options.device_id) + ": " + describe(built));

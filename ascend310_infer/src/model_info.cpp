@@ -110,10 +110,6 @@ std::string info_path(const std::string &model_path) {
   return (has_suffix ? model_path.substr(0, dot) : model_path) + ".json";
 }
 
-bool ends_with(const std::string &text, const std::string &ending) {
-  return text.size() >= ending.size() && text.compare(text.size() - ending.size(), ending.size(), ending) == 0;
-}
-
 }  // namespace
 
 ModelInfo parse_model_info(const std::string &text, const std::string &source) {
@@ -132,7 +128,7 @@ ModelInfo read_model_info(const std::string &model_path) {
     const auto text = find_onnx_metadata(model.data(), model.size(), "efficientnet", model_path);
     if (text) return parse_model_info(*text, model_path);
   } else {
-    read_file(model_path, kMaxModelBytes);  // a missing model is reported before a missing description
+    check_file(model_path, kMaxModelBytes);  // a missing model is reported before a missing description
   }
   const std::string path = info_path(model_path);
   std::vector<uint8_t> text;

@@ -19,10 +19,6 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "result files are littl
 constexpr size_t kWaitingBatches = 2;
 constexpr char kModelFile[] = "/.model";  // hidden, so that it is no result
 
-bool ends_with(const std::string &text, const std::string &ending) {
-  return text.size() >= ending.size() && text.compare(text.size() - ending.size(), ending.size(), ending) == 0;
-}
-
 // Removes result files, whole and half, in all folders below.
 void remove_results(const std::filesystem::path &root) {
   std::error_code failure;
