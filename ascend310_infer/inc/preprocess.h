@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-// The longer side after resizing: a sliver of 1 x 60000 pixels would become a picture of gigabytes.
+// Limit of the longer side after resizing: an image of 1 x 60000 pixels would become one of gigabytes.
 constexpr size_t kMaxResizedSide = 1 << 15;
 
 enum class Interpolation { kBicubic, kBilinear };

@@ -12,8 +12,8 @@
 
 namespace {
 
-// Resizes the shorter side to preprocess.resize pixels and cuts out the centre. Throws ImageError, its sentence beginning
-// with `path`, if the image is too elongated.
+// Resizes the shorter side to preprocess.resize pixels and cuts out the centre. Throws ImageError, its sentence
+// beginning with `path`, if the image is too elongated.
 ImageRequest plan_request(size_t width, size_t height, const Preprocess &preprocess, const std::string &path) {
   const size_t shorter = std::min(width, height);
   const size_t longer = std::max(width, height);

@@ -1,6 +1,6 @@
-// The hot loops behind src/images/engine.py and ascend310_infer: decode the part of a JPEG that a crop needs, resize it,
-// change its colours. Every byte equals Pillow's. Only undamaged everyday JPEGs are decoded here; the callers decode all
-// other files themselves.
+// The hot loops behind src/images/engine.py and ascend310_infer: decode the part of a JPEG that a crop needs, resize
+// it, change its colours. Every byte equals Pillow's. Only undamaged everyday JPEGs are decoded here; the callers
+// decode all other files themselves.
 
 #include <math.h>
 #include <setjmp.h>
@@ -28,8 +28,8 @@ static void on_error(j_common_ptr info) { longjmp(((Errors *)info->err)->jump, 1
 
 static void on_message(j_common_ptr info) { (void)info; }
 
-// Whether a file is a complete baseline JPEG of one scan: segments that every decoder knows, then compressed data with no
-// markers but restarts, then the end marker as the last two bytes. Truncated files and files with trailing data are not.
+// Whether a file is a complete baseline JPEG of one scan: segments that every decoder knows, then compressed data with
+// no markers but restarts, then the end marker as the last two bytes: nothing is missing, nothing follows.
 __attribute__((noinline)) static int is_plain(const uint8_t *data, size_t length) {
   if (length < 4 || data[0] != 0xFF || data[1] != 0xD8 || data[length - 2] != 0xFF || data[length - 1] != 0xD9) return 0;
   size_t position = 2;
@@ -52,8 +52,8 @@ __attribute__((noinline)) static int is_plain(const uint8_t *data, size_t length
   return 0;
 }
 
-// Read the header; 0 unless it is of a plain JPEG, grey or YCbCr. `info` and `errors` are the caller's, whose locals keep
-// their values when libjpeg leaves by longjmp; those of the function that calls setjmp would not.
+// Read the header; 0 unless it is of a plain JPEG, grey or YCbCr. `info` and `errors` are the caller's, whose locals
+// keep their values when libjpeg leaves by longjmp; those of the function that calls setjmp would not.
 static int read_header(struct jpeg_decompress_struct *info, Errors *errors, const uint8_t *data, size_t length) {
   memset(info, 0, sizeof *info);
   info->err = jpeg_std_error(&errors->base);
@@ -159,7 +159,7 @@ static inline int32_t clip(int32_t sum) {
 // The weighted sum of `count` pixels of 4 bytes, two at a time: one pixel to `out`.
 static inline void mix_pixels(const uint8_t *pixel, const int32_t *weight, int32_t count, uint8_t *out) {
 #ifdef __AVX2__
-  // What the loops below say; GCC does not find it.
+  // The loops below by hand, since GCC does not vectorise them so.
   const __m256i each_four_times = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
   __m256i pair = _mm256_setzero_si256();
   for (int32_t k = 0; k < count; k += 2) {
@@ -211,16 +211,16 @@ static void mix_rows(const uint8_t *rows, size_t stride, const int32_t *weight, 
   }
 }
 
-// What is wanted of an image: the box `left, top, width, height` of the image decoded at 1/reduce, resized to
-// `new_width` x `new_height`, of which the square of `side` pixels from `window_left, window_top` on, perhaps mirrored.
+// Decode an image at 1/reduce of its size, resize its box `left, top, width, height` to `new_width` x `new_height`, and
+// cut out the square of `side` pixels whose upper left corner is `window_left, window_top`; mirror it if `flip` is 1.
 typedef struct {
   int32_t reduce, left, top, width, height, new_width, new_height, window_left, window_top, side, filter, flip;
 } Request;
 
-// libjpeg-turbo writes rows that are aligned past the cache, whence they would have to be fetched again.
+// libjpeg-turbo writes aligned rows to memory past the cache, which would have to load them again; LEAD misaligns them.
 enum { LEAD = 68 };
 
-// What is needed while an image is on its way.
+// The buffers for one image.
 typedef struct {
   Weights across, down;
   int32_t first_row, last_row;  // of the box
@@ -273,7 +273,7 @@ static int read_rows(struct jpeg_decompress_struct *info, const Work *work, cons
   return 1;
 }
 
-// The columns and rows around the request are decoded with it: the smooth upsampling of colours looks at its neighbours.
+// Some columns and rows around the request are decoded, too: the smooth upsampling of colours reads neighbours.
 static int decode(struct jpeg_decompress_struct *info, Errors *errors, Work *work, const Request *request) {
   if (setjmp(errors->jump) != 0) return ASK_PILLOW;
   info->scale_num = 1;
@@ -315,8 +315,8 @@ int32_t jpeg_resized(const uint8_t *data, size_t length, const Request *request,
   return result;
 }
 
-// The same of an image that is decoded already: rows of red, green and blue bytes, `stride` bytes apart, in which the
-// request's box must lie; its `reduce` says nothing here.
+// The same for an image that is decoded already: rows of red, green and blue bytes, `stride` bytes apart, in which the
+// request's box must lie. `reduce` is ignored.
 int32_t pixels_resized(const uint8_t *pixels, size_t stride, const Request *request, uint8_t *out) {
   Work work = {0};
   const int ready = prepare_work(&work, request, (size_t)request->width);
