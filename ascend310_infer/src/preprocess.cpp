@@ -12,6 +12,9 @@
 
 namespace {
 
+// The engine counts in 32 bits, and its bicubic filter weighs up to four times as many pixels as a side has.
+static_assert(kMaxPixels < INT32_MAX / 8, "the engine's numbers would overflow");
+
 // Resizes the shorter side to preprocess.resize pixels and cuts out the centre. Throws ImageError, its sentence
 // beginning with `path`, if the image is too elongated.
 ImageRequest plan_request(size_t width, size_t height, const Preprocess &preprocess, const std::string &path) {
