@@ -1,5 +1,5 @@
 #!/bin/sh
-# Build ascend310_infer into build/main, only what changed. Engines: MindSpore Lite where LITE_HOME names its package,
+# Build ascend310_infer into build/main; compile only what changed. Engines: MindSpore Lite where LITE_HOME names its package,
 # OpenVINO where the Python environment has it.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -61,7 +61,7 @@ if [ -n "${LITE_HOME:-}" ] && [ ! -d "$LITE_HOME" ]; then
     fail "LITE_HOME is '$LITE_HOME', but there is no such folder"
 fi
 
-# The cache remembers another package's library; a changed LITE_HOME must find its own.
+# The cache keeps the library of the last LITE_HOME; a new LITE_HOME needs a new search.
 if [ -f "$build/CMakeCache.txt" ] && ! grep -qxF "LITE_HOME:PATH=${LITE_HOME:-}" "$build/CMakeCache.txt"; then
     rm -f "$build/CMakeCache.txt"
 fi

@@ -26,33 +26,15 @@ from tests.support.hard_images import bad_images, good_images
 READERS = ("image", "model_info", "onnx_metadata")
 MAX_BYTES = {"image": 6000, "model_info": 4000, "onnx_metadata": 4000}
 WORDS = {
-    "model_info": ("format", "variant", "num_classes", "class_names", "padding", "norm_eps", "preprocess")
-    + (
-        "image_size",
-        "resize",
-        "interpolation",
-        "bicubic",
-        "bilinear",
-        "mean",
-        "std",
-        "null",
-        "1e999",
-        "[[",
-        "]]",
-        "{}",
-    ),
-    "onnx_metadata": ("efficientnet", "\\x72", "\\x0a\\x0c", "\\x12", "\\xff\\xff\\xff\\xff\\x0f"),
+    "model_info": (
+        "format variant num_classes class_names padding norm_eps preprocess image_size resize interpolation bicubic "
+        "bilinear mean std null 1e999 [[ ]] {}"
+    ).split(),
+    "onnx_metadata": r"efficientnet \x72 \x0a\x0c \x12 \xff\xff\xff\xff\x0f".split(),
     "image": (
-        "\\xff\\xd8\\xff",
-        "\\xff\\xc0",
-        "\\xff\\xc2",
-        "\\xff\\xc4",
-        "\\xff\\xda",
-        "\\xff\\xdb",
-        "\\xff\\xdd",
-        "Adobe",
-    )
-    + ("\\x89PNG\\x0d\\x0a\\x1a\\x0a", "IHDR", "PLTE", "tRNS", "IDAT", "IEND"),
+        r"\xff\xd8\xff \xff\xc0 \xff\xc2 \xff\xc4 \xff\xda \xff\xdb \xff\xdd Adobe "
+        r"\x89PNG\x0d\x0a\x1a\x0a IHDR PLTE tRNS IDAT IEND"
+    ).split(),
 }
 
 

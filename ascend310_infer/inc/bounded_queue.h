@@ -24,7 +24,7 @@ class BoundedQueue {
     return true;
   }
 
-  // Waits for an item. Nothing, if the queue was closed and is empty.
+  // Waits for an item. Nothing once the queue is closed and empty.
   std::optional<Item> pop() {
     std::unique_lock<std::mutex> lock(mutex_);
     filled_.wait(lock, [this] { return !items_.empty() || closed_; });
@@ -35,7 +35,7 @@ class BoundedQueue {
     return item;
   }
 
-  // No more items come in; those inside can still be taken.
+  // Refuses further items; those inside can still be taken.
   void close() {
     const std::lock_guard<std::mutex> lock(mutex_);
     closed_ = true;

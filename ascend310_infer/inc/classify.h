@@ -1,4 +1,4 @@
-// The run: decode, infer, write; and what it took.
+// The run: decode, infer, write the results, and time it.
 #ifndef ASCEND310_INFER_CLASSIFY_H
 #define ASCEND310_INFER_CLASSIFY_H
 
@@ -10,7 +10,7 @@
 #include "preprocess.h"
 #include "results.h"
 
-// Images to classify: paths[i] is a file, and its logits are the results' number indices[i].
+// Images to classify: paths[i] is a file, whose logits are written as result number indices[i].
 struct Work {
   std::vector<std::string> paths;
   std::vector<size_t> indices;
@@ -24,20 +24,20 @@ struct RunReport {
   double engine_images_per_second = 0; // alone, on ready batches; 0 if it was not measured
 };
 
-// Classifies all of `work` and adds to `report`. Images that cannot be used are named on standard error and passed over.
-// Throws RunError if the engine fails or a result cannot be written; the results so far stay.
+// Classifies all of `work` and adds to `report`. Images that cannot be used are named on standard error and skipped.
+// Throws RunError if the engine fails or a result cannot be written; results written before that are kept.
 void classify(const Work &work, const Preprocess &preprocess, size_t threads, Engine &engine, ResultFolder &results,
               RunReport &report);
 
-// Times the engine alone, on ready batches and all of its lanes: images/s.
+// Images/s of the engine alone: all of its lanes, on batches that are ready in memory.
 double measure_engine(Engine &engine, size_t batches);
 
-// Writes the timings as text in the model zoo's form (`test_perform_static.txt`) and as JSON (`test_perform_static.json`).
-// Throws RunError.
+// Writes the timings as text in the model zoo's form (`test_perform_static.txt`) and as JSON
+// (`test_perform_static.json`). Throws RunError.
 void write_timings(const std::string &folder, const std::string &engine_name, size_t batch_size, size_t skipped,
                    const RunReport &report);
 
-// The q-quantile (0 to 1) of some values by the nearest rank, 0 of none.
+// The q-quantile of the values by the nearest rank, q from 0 to 1; 0 if there are no values.
 double quantile(std::vector<double> values, double q);
 
 #endif

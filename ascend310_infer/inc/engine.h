@@ -1,4 +1,4 @@
-// The seam: what turns a batch of images into logits. Everything on our side of it runs and is tested on a CPU.
+// The interface to the libraries that turn batches of images into logits. All other code is tested on a CPU.
 #ifndef ASCEND310_INFER_ENGINE_H
 #define ASCEND310_INFER_ENGINE_H
 
@@ -31,8 +31,8 @@ struct EngineOptions {
   std::string model_path;
   std::string device_target;  // Ascend or CPU
   int device_id = 0;
-  size_t batch_size = 0;  // 0: the model's, or one that suits the engine where the model takes any
-  size_t threads = 0;     // of the engine on a CPU; 0: as many as it likes
+  size_t batch_size = 0;  // 0: the model's; if the model takes any, one that suits the engine
+  size_t threads = 0;     // of the engine on a CPU; 0: the engine decides
 };
 
 // One model on one device.
@@ -45,16 +45,17 @@ class Engine {
   // How many batches may be under way at once: each lane is for one thread.
   virtual size_t lanes() const { return 1; }
 
-  // Runs a whole batch: shape().batch_size images of shape().image_bytes() bytes, one after the other, in memory that is
-  // aligned for float. Returns batch_size rows of num_classes logits, valid until the lane's next call. Throws RunError.
+  // Runs a whole batch: shape().batch_size images of shape().image_bytes() bytes, one after the other, in memory that
+  // is aligned for float. Returns batch_size rows of num_classes logits, valid until the lane's next call.
+  // Throws RunError.
   virtual const float *infer(size_t lane, const uint8_t *images) = 0;
 };
 
 // The engines built into this program, by name: "mindspore_lite", "openvino".
 std::vector<std::string> list_engines();
 
-// The engine for a model file by its suffix (.mindir: mindspore_lite, .onnx: openvino). Throws UsageError if the suffix
-// says nothing.
+// The engine for a model file by its suffix (.mindir, .ms: mindspore_lite; .onnx: openvino). Throws UsageError for any
+// other suffix.
 std::string choose_engine(const std::string &model_path);
 
 // Loads the model. Throws UsageError if the engine is not built in or cannot do what is asked, RunError if it fails.
@@ -66,7 +67,7 @@ std::unique_ptr<Engine> load_openvino(const EngineOptions &options);
 
 // Shared by the engines. Finds out what a model takes and gives from its input's and output's dimensions (-1: any).
 // Throws RunError if it takes no square RGB images, UsageError if `wanted_batch` is not 0 and contradicts it.
-// A batch of any size becomes `wanted_batch`, or `default_batch` where that is 0.
+// If the model takes batches of any size, they get `wanted_batch` images, or `default_batch` where that is 0.
 ModelShape describe_model(const std::string &model_path, PixelType pixel_type, const std::vector<int64_t> &input,
                           size_t wanted_batch, size_t default_batch);
 

@@ -5,13 +5,13 @@
 #include <stdexcept>
 #include <string>
 
-// The command cannot mean what it says: unknown flag, bad value, contradiction. Exit code 2.
+// Wrong usage: an unknown flag, a bad value, flags that contradict each other. Exit code 2.
 class UsageError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-// The command was right and failed: unreadable file, full disk, no such device. Exit code 1.
+// A failed run: an unreadable file, a full disk, a device that does not exist. Exit code 1.
 class RunError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

@@ -27,11 +27,16 @@ class FileDescriptor {
   int descriptor_;
 };
 
+bool ends_with(const std::string &text, const std::string &ending);
+
 // A regular file's bytes. Throws RunError if it is missing, no regular file, unreadable or larger than `limit` bytes.
 std::vector<uint8_t> read_file(const std::string &path, size_t limit);
 
-// Writes `size` bytes aside and renames them to `path`, so the file appears whole or not at all. The name aside is
-// hidden and always the same, so what a killed run left there is used up by the next. Throws RunError.
+// Throws RunError as read_file does, without reading the bytes.
+void check_file(const std::string &path, size_t limit);
+
+// Writes `size` bytes to a hidden temporary file and renames it to `path`, so that the file appears whole or not at
+// all. The temporary name follows from `path`: the next run overwrites what a killed run left. Throws RunError.
 void write_file_atomically(const std::string &path, const void *data, size_t size);
 
 // Creates a folder and its parents, if missing. Throws RunError.

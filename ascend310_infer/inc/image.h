@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-// An image that says it has more pixels is refused as a decompression bomb before anything is decoded.
+// An image whose header says it has more pixels is refused as a decompression bomb before anything is decoded.
 constexpr uint64_t kMaxPixels = 100'000'000;
 
 // Rows of interleaved R, G, B; no padding.
@@ -18,10 +18,11 @@ struct Image {
 };
 
 // Decodes JPEG (grey, RGB, CMYK; baseline and progressive) and PNG (all colour types and depths), whatever the file is
-// called. Throws ImageError, its sentence beginning with `path`: empty, another format, damaged, truncated, too large.
+// called. Throws ImageError, its sentence beginning with `path`, if it is empty, of another format, damaged, truncated
+// or too large.
 Image decode_image(const uint8_t *data, size_t size, const std::string &path);
 
-// The formats behind decode_image, each in its own file.
+// The decoders behind decode_image, each in its own file.
 Image decode_jpeg(const uint8_t *data, size_t size, const std::string &path);
 Image decode_png(const uint8_t *data, size_t size, const std::string &path);
 

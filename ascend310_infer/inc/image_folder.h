@@ -14,8 +14,8 @@ struct ImageFolder {
 // Lists a labelled folder. Throws RunError if it is missing, unreadable, has no class folders, or they hold no image.
 ImageFolder read_image_folder(const std::string &root);
 
-// The result file of each image, relative to the results' folder: `[class]/[stem]_0.bin`; images of one folder that
-// differ in the suffix alone keep it. All are different.
+// The result file of each image, relative to the results' folder: `[class]/[stem]_0.bin`. Images of one folder whose
+// names differ in the suffix alone keep the suffix, so that no two results have the same name.
 std::vector<std::string> name_results(const std::vector<std::string> &paths);
 
 #endif

@@ -17,21 +17,22 @@ struct ModelInfo {
   Preprocess preprocess;
 };
 
-// Reads the description's JSON. Throws RunError, its sentence beginning with `source`: no JSON, another format, a value
-// that makes no sense.
+// Reads the description's JSON. Throws RunError, its sentence beginning with `source`, if it is no JSON, of another
+// format or holds a value that makes no sense.
 ModelInfo parse_model_info(const std::string &text, const std::string &source);
 
-// The description of a model file: an ONNX file's metadata; else `b0.json` beside `b0.mindir` (or beside the ONNX file).
-// Throws RunError if there is none.
+// The description of a model file: an ONNX file's metadata; else `b0.json` beside `b0.mindir` (or beside the ONNX
+// file). Throws RunError if there is none.
 ModelInfo read_model_info(const std::string &model_path);
 
-// The value of an ONNX file's metadata entry, or nothing. Reads protocol buffers' wire format: the file is a sequence of
-// fields, and those of no interest are skipped. Throws RunError, its sentence beginning with `source`, if it is damaged.
+// The value of an ONNX file's metadata entry, or nothing. Reads protocol buffers' wire format: the file is a sequence
+// of fields, of which all others are skipped. Throws RunError, its sentence beginning with `source`, if it is damaged.
 std::optional<std::string> find_onnx_metadata(const uint8_t *data, size_t size, const std::string &key,
                                               const std::string &source);
 
-// Refuses a labelled folder whose classes are not the model's: another count, or the same names in other places. Names
-// that have nothing in common (synset numbers there, words here) say nothing and pass. Throws RunError.
+// Refuses a labelled folder whose classes are not the model's: another number of them, or the same names for other
+// labels. Names of which the model knows none (synset numbers instead of words) cannot be compared and pass. Throws
+// RunError.
 void check_classes(const ModelInfo &info, const std::vector<std::string> &classes, const std::string &root,
                    const std::string &model_path);
 

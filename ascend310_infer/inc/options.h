@@ -21,7 +21,7 @@ struct Options {
 };
 
 // Reads the command line and fills in what was left out: the engine and the device from the model's suffix, the threads
-// from the machine. Nothing, if it asked for help, which is printed. Throws UsageError.
+// from the machine. If the command line asks for help, prints it and returns nothing. Throws UsageError.
 std::optional<Options> parse_options(int argc, char **argv);
 
 #endif

@@ -8,9 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "image.h"
-
-// The longer side after resizing: a sliver of 1 x 60000 pixels would become a picture of gigabytes.
+// Limit of the longer side after resizing: an image of 1 x 60000 pixels would become one of gigabytes.
 constexpr size_t kMaxResizedSide = 1 << 15;
 
 enum class Interpolation { kBicubic, kBilinear };
@@ -23,35 +21,14 @@ struct Preprocess {
   std::array<float, 3> std{127.5F, 127.5F, 127.5F};   // likewise, above 0
 };
 
-// The part of an image that is wanted after resizing, in pixels of the resized image.
-struct CropBox {
-  size_t left = 0;
-  size_t top = 0;
-  size_t width = 0;
-  size_t height = 0;
-};
-
-// Pillow's Image.resize((width, height)) followed by crop(box): antialiased, 8 bits, fixed point, first along the rows,
-// then along the columns. Only what the box needs is computed.
-Image resize_and_crop(const Image &image, size_t width, size_t height, const CropBox &box, Interpolation interpolation);
-
-// The size after the shorter side becomes `resize` pixels, and the centre that is cut out of it. Throws ImageError, its
-// sentence beginning with `path`, if the image is too elongated.
-struct Resizing {
-  size_t width = 0;
-  size_t height = 0;
-  CropBox box;
-};
-Resizing plan_resizing(size_t width, size_t height, const Preprocess &preprocess, const std::string &path);
-
 // What the network sees of an image: 3 planes (red, green, blue) of image_size x image_size bytes.
 using Planes = std::vector<uint8_t>;
 
-// Decodes an image, resizes it and cuts out the centre. Throws ImageError, its sentence beginning with `path`; see
-// decode_image and plan_resizing.
+// Decodes an image, resizes it and cuts out the centre, byte for byte as Pillow does. Throws ImageError, its sentence
+// beginning with `path`, if decode_image cannot read it or it is too elongated; std::bad_alloc without enough memory.
 Planes load_planes(const uint8_t *data, size_t size, const Preprocess &preprocess, const std::string &path);
 
-// The same by the way that suits every image; load_planes has a faster one for many JPEGs, with the same bytes.
+// The same for every image by decode_image; load_planes decodes most JPEGs faster.
 Planes load_planes_of_any(const uint8_t *data, size_t size, const Preprocess &preprocess, const std::string &path);
 
 // (pixel - mean) / std, channels first, to `target` with room for as many values.

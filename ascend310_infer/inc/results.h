@@ -16,12 +16,12 @@ class ResultFolder {
   // Creates the folder `root` and locks it. Throws RunError if it cannot be written or another run holds it.
   ResultFolder(const std::string &root, std::vector<std::string> names);
 
-  // Starts anew: notes which model the coming results are of, and removes earlier ones: all in a folder that this
-  // program wrote, in another folder those of the same names. Throws RunError.
+  // Starts anew: notes which model the results will be of, and removes earlier results: all of them in a folder that
+  // this program has written, in any other folder only those of the same names. Throws RunError.
   void begin(const std::string &model_identity);
 
-  // Goes on with what a killed run left. Returns for each name whether its result is there, whole, with `num_classes`
-  // logits. Throws RunError if the results that are there are another model's.
+  // Goes on with what a killed run left. Returns for each name whether its result is there with all `num_classes`
+  // logits. Throws RunError if the results are another model's.
   std::vector<bool> continue_run(const std::string &model_identity, size_t num_classes);
 
   // Writes one image's logits, whole or not at all. Throws RunError.
@@ -37,18 +37,18 @@ class ResultFolder {
 // Writes results in a thread of its own, so that the engine need not wait for the disk.
 class ResultWriter {
  public:
-  // `folder` must outlive it and is its own as long as it lives.
+  // `folder` must outlive the writer, and nobody else may use it meanwhile.
   explicit ResultWriter(ResultFolder &folder);
   ResultWriter(const ResultWriter &) = delete;
   ResultWriter &operator=(const ResultWriter &) = delete;
-  // Writes what was given, unless writing failed; then the rest is lost.
+  // Writes what is queued, unless an earlier write failed; then the rest is lost.
   ~ResultWriter();
 
-  // Copies rows of `count` logits for the results' numbers `indices`, to be written soon. False if an earlier one could
+  // Queues a copy of the rows of `count` logits for the results of numbers `indices`. False if an earlier result could
   // not be written; finish() says why. For any thread.
   bool write(std::vector<size_t> indices, const float *logits, size_t count);
 
-  // Waits until all is written. Throws RunError if something could not be.
+  // Waits until all results are written. Throws RunError if one could not be.
   void finish();
 
  private:

@@ -39,7 +39,7 @@ double resident_mebibytes() {
   return static_cast<double>(resident) * static_cast<double>(::sysconf(_SC_PAGESIZE)) / (1 << 20);
 }
 
-// Says every few seconds how far the run is.
+// Prints every few seconds how far the run has come.
 class Progress {
  public:
   explicit Progress(size_t total) : total_(total) {}
@@ -76,7 +76,7 @@ void for_each_lane(const Engine &engine, const std::function<void(size_t lane)> 
   try {
     for (size_t lane = 1; lane < engine.lanes(); ++lane) threads.emplace_back(guarded, lane);
   } catch (const std::system_error &) {
-    // The system allows no more threads; the lanes that there are do all of the work.
+    // The system allows no more threads; the lanes that have one do all of the work.
   }
   guarded(0);
   for (std::thread &thread : threads) thread.join();
@@ -94,15 +94,15 @@ void classify(const Work &work, const Preprocess &preprocess, size_t threads, En
     std::cerr << "error: " + one_line(error) + "\n" << std::flush;
     ++unusable;
   };
-  // Three things go on at once: decoding ahead, the engine's batches, and writing behind.
+  // Three things happen at once: decoding, inference and writing.
   ResultWriter writer(results);
   DecoderPool decoders(work.paths, preprocess, engine.shape(), threads, name_unusable);
   Progress progress(work.paths.size());
-  std::mutex mutex;  // of the report and the progress
+  std::mutex mutex;  // guards the report and the progress
   const auto run_lane = [&](size_t lane) {
     while (auto batch = decoders.next()) {
       const Clock::time_point begin = Clock::now();
-      // The last batch is rarely full. What is behind its images are others or zeros, whose logits nobody looks at.
+      // The last batch is rarely full. Behind its images lie older ones or zeros, whose logits are ignored.
       const float *logits = engine.infer(lane, batch->images.data());
       const double seconds = seconds_since(begin);
       std::vector<size_t> indices;

@@ -23,7 +23,7 @@ DecoderPool::DecoderPool(const std::vector<std::string> &paths, const Preprocess
     : paths_(paths), preprocess_(preprocess), shape_(shape), on_error_(std::move(on_error)), full_(kWaitingBatches) {
   threads = std::min(threads, paths.size());
   working_ = threads;
-  if (threads == 0) full_.close();  // nobody else would
+  if (threads == 0) full_.close();  // there is no last thread that would
   try {
     for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
   } catch (const std::system_error &) {
@@ -70,7 +70,7 @@ std::string DecoderPool::decode(const std::string &path, std::vector<uint8_t> &t
 }
 
 bool DecoderPool::add(size_t position, const std::vector<uint8_t> &image) {
-  // Held also while a full batch waits for room: the other threads have nothing to do then either.
+  // The lock is also held while a full batch waits for room: the other threads would only wait, too.
   const std::lock_guard<std::mutex> lock(mutex_);
   if (open_.positions.empty()) open_.images = take_memory();
   std::memcpy(open_.images.data() + open_.positions.size() * image.size(), image.data(), image.size());

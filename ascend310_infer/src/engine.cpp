@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "errors.h"
+#include "files.h"
 
 namespace {
 
@@ -12,10 +13,6 @@ std::string dimensions(const std::vector<int64_t> &shape) {
     text += (i > 0 ? ", " : "") + (shape[i] < 0 ? std::string("any") : std::to_string(shape[i]));
   }
   return text + ")";
-}
-
-bool ends_with(const std::string &text, const std::string &ending) {
-  return text.size() >= ending.size() && text.compare(text.size() - ending.size(), ending.size(), ending) == 0;
 }
 
 }  // namespace

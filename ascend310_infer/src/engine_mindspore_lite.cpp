@@ -9,6 +9,7 @@
 
 #include "engine.h"
 #include "errors.h"
+#include "files.h"
 
 namespace {
 
@@ -35,9 +36,8 @@ std::shared_ptr<mindspore::Context> make_context(const EngineOptions &options) {
 class MindSporeLiteEngine : public Engine {
  public:
   explicit MindSporeLiteEngine(const EngineOptions &options) : model_path_(options.model_path) {
-    const bool lite_file = model_path_.size() > 3 && model_path_.compare(model_path_.size() - 3, 3, ".ms") == 0;
-    const auto built = model_.Build(model_path_, lite_file ? mindspore::kMindIR_Lite : mindspore::kMindIR,
-                                    make_context(options));
+    const auto type_of_file = ends_with(model_path_, ".ms") ? mindspore::kMindIR_Lite : mindspore::kMindIR;
+    const auto built = model_.Build(model_path_, type_of_file, make_context(options));
     if (built != mindspore::kSuccess) {
       throw RunError(model_path_ + ": MindSpore Lite cannot load it on " + options.device_target + " device " +
                      std::to_string(options.device_id) + ": " + describe(built));
@@ -59,7 +59,7 @@ class MindSporeLiteEngine : public Engine {
       throw RunError(model_path_ + ": MindSpore Lite made room for " + std::to_string(inputs_[0].DataSize()) +
                      " bytes of input, expected " + std::to_string(shape_.batch_size * shape_.image_bytes()));
     }
-    // The outputs are known for certain only after a run; this one also takes the start-up out of the timings.
+    // The outputs are certain only after a run. This one also keeps the start-up out of the timings.
     std::memset(input(), 0, inputs_[0].DataSize());
     predict();
     std::vector<std::string> names;
@@ -79,7 +79,7 @@ class MindSporeLiteEngine : public Engine {
     std::memcpy(input(), images, shape_.batch_size * shape_.image_bytes());
     predict();
     const mindspore::MSTensor &logits = outputs_.at(logits_position_);
-    // Data() brings the logits to the host where they are on the device, and is kept as long as they are read.
+    // Data() copies logits that are on the device to the host. The copy is kept while the caller reads it.
     logits_ = logits.Data();
     if (logits_ == nullptr || logits.DataSize() != shape_.batch_size * shape_.num_classes * sizeof(float)) {
       throw RunError("MindSpore Lite gave " + std::to_string(logits.DataSize()) + " bytes of logits");
@@ -88,7 +88,7 @@ class MindSporeLiteEngine : public Engine {
   }
 
  private:
-  // A model that was exported for any batch size gets the one in use.
+  // Sets the batch size of a model that was exported for any.
   void fix_batch() {
     std::vector<int64_t> dimensions = inputs_[0].Shape();
     if (dimensions[0] == static_cast<int64_t>(shape_.batch_size)) return;
@@ -108,7 +108,7 @@ class MindSporeLiteEngine : public Engine {
   }
 
   void predict() {
-    // Tensors that are there already would be taken for memory that the results are to be written to.
+    // Predict would take tensors in the list for memory to write the results to.
     outputs_.clear();
     const auto done = model_.Predict(inputs_, &outputs_);
     if (done != mindspore::kSuccess) throw RunError("MindSpore Lite failed: " + describe(done));

@@ -7,7 +7,7 @@
 
 namespace {
 
-// Larger ones leave the caches.
+// Larger batches do not fit into the caches.
 constexpr size_t kDefaultBatch = 4;
 
 std::vector<int64_t> dimensions(const ov::PartialShape &shape) {
@@ -17,11 +17,11 @@ std::vector<int64_t> dimensions(const ov::PartialShape &shape) {
   return result;
 }
 
-// The first line of OpenVINO's messages is where in its source code they come from.
+// The last line of one of OpenVINO's messages; the lines before say where in its source code the message comes from.
 std::string shorten(const std::string &message) {
   const size_t last = message.find_last_not_of(" \n");
-  const size_t line = message.rfind('\n', last);
-  return message.substr(line == std::string::npos ? 0 : line + 1, last - (line == std::string::npos ? 0 : line + 1) + 1);
+  const size_t begin = message.rfind('\n', last) + 1;  // 0 where there is no other line
+  return message.substr(begin, last - begin + 1);
 }
 
 class OpenVinoEngine : public Engine {
@@ -37,8 +37,9 @@ class OpenVinoEngine : public Engine {
     model->reshape(fixed);
     shape_.num_classes = count_classes(options.model_path, dimensions(model->output().get_partial_shape()),
                                        shape_.batch_size);
-    // Many small streams and as many batches at once: no core waits for another one within a layer. float32 also where
-    // the processor has bfloat16: the logits are compared with MindSpore's. Threads stay movable beside the decoders'.
+    // THROUGHPUT makes many small streams that run as many batches at once: no core waits for another within a layer.
+    // float32 even where the processor has bfloat16: the logits must be MindSpore's. Threads are not pinned to cores,
+    // because the decoders' threads run on the same ones.
     ov::AnyMap settings{ov::hint::performance_mode(ov::hint::PerformanceMode::THROUGHPUT),
                         ov::hint::inference_precision(ov::element::f32), ov::hint::enable_cpu_pinning(false)};
     if (options.threads > 0) settings.insert(ov::inference_num_threads(static_cast<int>(options.threads)));
@@ -56,7 +57,7 @@ class OpenVinoEngine : public Engine {
   const float *infer(size_t lane, const uint8_t *images) override {
     ov::InferRequest &request = requests_[lane];
     try {
-      // Read where it lies. OpenVINO does not write to inputs, its interface only has no type that says so.
+      // The images are not copied. OpenVINO does not write to inputs, although its interface takes no const pointer.
       request.set_input_tensor(ov::Tensor(input_type_, input_shape_, const_cast<uint8_t *>(images)));
       request.infer();
     } catch (const ov::Exception &error) {

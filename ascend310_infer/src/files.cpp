@@ -22,7 +22,14 @@ int FileDescriptor::close() {
   return descriptor >= 0 && ::close(descriptor) != 0 ? errno : 0;
 }
 
-std::vector<uint8_t> read_file(const std::string &path, size_t limit) {
+bool ends_with(const std::string &text, const std::string &ending) {
+  return text.size() >= ending.size() && text.compare(text.size() - ending.size(), ending.size(), ending) == 0;
+}
+
+namespace {
+
+// Opens a regular file of at most `limit` bytes; its size goes to `size`.
+FileDescriptor open_file(const std::string &path, size_t limit, size_t &size) {
   // O_NONBLOCK: opening a named pipe must not wait for a writer.
   FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!file.is_open()) throw RunError(describe_errno(errno, path));
@@ -34,13 +41,27 @@ std::vector<uint8_t> read_file(const std::string &path, size_t limit) {
     throw RunError(path + ": it has " + std::to_string(status.st_size) + " bytes, more than " + std::to_string(limit) +
                    " are refused");
   }
-  std::vector<uint8_t> data(static_cast<size_t>(status.st_size));
+  size = static_cast<size_t>(status.st_size);
+  return file;
+}
+
+}  // namespace
+
+void check_file(const std::string &path, size_t limit) {
+  size_t size = 0;
+  open_file(path, limit, size);
+}
+
+std::vector<uint8_t> read_file(const std::string &path, size_t limit) {
+  size_t size = 0;
+  const FileDescriptor file = open_file(path, limit, size);
+  std::vector<uint8_t> data(size);
   size_t filled = 0;
   while (filled < data.size()) {
     const ssize_t count = ::read(file.get(), data.data() + filled, data.size() - filled);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) throw RunError(describe_errno(errno, path));
-    if (count == 0) break;  // it was shortened meanwhile
+    if (count == 0) break;  // it has become shorter
     filled += static_cast<size_t>(count);
   }
   data.resize(filled);

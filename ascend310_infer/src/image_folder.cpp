@@ -23,7 +23,7 @@ struct CloseFolder {
 
 struct Entry {
   std::string name;
-  bool is_folder;  // or a link to one; a link to nothing is none
+  bool is_folder;  // or a link to one; a broken link is not
 };
 
 bool is_folder(const std::string &path) {
@@ -31,7 +31,7 @@ bool is_folder(const std::string &path) {
   return ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
 }
 
-// What is in a folder, hidden names left out. Throws RunError.
+// The entries of a folder but those of hidden names. Throws RunError.
 std::vector<Entry> list_folder(const std::string &path) {
   const std::unique_ptr<DIR, CloseFolder> folder(::opendir(path.c_str()));
   if (!folder) throw RunError(describe_errno(errno, path));
@@ -63,11 +63,10 @@ bool is_image_name(const std::string &name) {
   return kSuffixes.count(suffix) > 0;
 }
 
-// What tells a folder from all others, whatever links lead to it.
+// The same for all paths and links to one folder, different for any two folders.
 using Identity = std::pair<dev_t, ino_t>;
 
-// Adds the images below a folder, each path beginning with `prefix`. A link back to one of the folders `above` is passed
-// over.
+// Adds the images below a folder, each path beginning with `prefix`. Skips links back to one of the folders `above`.
 void list_images(const std::string &folder, const std::string &prefix, std::vector<Identity> &above,
                  std::vector<std::string> &found) {
   struct stat status {};
@@ -123,7 +122,7 @@ std::vector<std::string> name_results(const std::vector<std::string> &paths) {
     std::unordered_map<std::string, size_t> count;
     for (const std::string &stem : stems) ++count[stem];
     if (count.size() == stems.size()) break;
-    // A kept suffix may meet another file's stem (a.jpg beside a.jpg.png): that one then keeps its own, too.
+    // A name with its suffix may equal another file's stem (a.jpg and a.jpg.png): that file keeps its suffix, too.
     for (size_t i = 0; i < stems.size(); ++i) {
       if (count[stems[i]] > 1) stems[i] = paths[i];
     }

@@ -13,11 +13,11 @@
 
 namespace {
 
-// A small progressive file can ask for any number of passes over a large image; encoders make about ten.
+// A small progressive file can demand any number of passes over a large image; encoders make about ten.
 constexpr int kMaxScans = 500;
 
-// Everything that decoding one image holds. It belongs to the caller of the functions that libjpeg's errors leave by
-// longjmp, so that nothing is skipped and nothing is in doubt afterwards.
+// The state of decoding one image. It belongs to the caller of the functions that libjpeg's errors leave by longjmp, so
+// that its destructor runs and its values are what they were.
 struct Decoding {
   Decoding() { decoder.err = jpeg_std_error(&errors); }
   Decoding(const Decoding &) = delete;
@@ -58,8 +58,8 @@ void limit_scans(j_common_ptr decoder) {
   if (reinterpret_cast<j_decompress_ptr>(decoder)->input_scan_number > kMaxScans) leave_with(decoder, "too many scans");
 }
 
-// The source: all bytes at once, and none after them. libjpeg's own memory source would make up an end of image and
-// give a grey rest of the picture; Pillow calls that truncated, and so does this.
+// The source gives all bytes at once, and none after them. libjpeg's own memory source would invent an end marker and
+// leave the rest of a truncated picture grey; Pillow refuses such a file, and so does this decoder.
 void start_source(j_decompress_ptr) {}
 boolean refuse_more(j_decompress_ptr) { return FALSE; }
 void end_source(j_decompress_ptr) {}
@@ -71,7 +71,7 @@ void skip_input(j_decompress_ptr decoder, long count) {
   decoder->src->bytes_in_buffer -= static_cast<size_t>(count);
 }
 
-// Converts a row of inverted CMYK, as every CMYK JPEG is taken to be, with Pillow's arithmetic.
+// Converts a row of CMYK with Pillow's arithmetic. Like Pillow, takes every CMYK JPEG to be inverted.
 void convert_cmyk_row(const uint8_t *row, size_t width, uint8_t *rgb) {
   for (size_t x = 0; x < width; ++x) {
     const int not_black = row[4 * x + 3];
@@ -82,7 +82,7 @@ void convert_cmyk_row(const uint8_t *row, size_t width, uint8_t *rgb) {
   }
 }
 
-// Reads up to the first pixels. False, with a message, for a file that is damaged or of a kind that is not read.
+// Reads the header. False, with a message, for a file that is damaged or of a kind that is not read.
 bool read_header(Decoding &decoding) {
   jpeg_decompress_struct &decoder = decoding.decoder;
   if (setjmp(decoding.leave) != 0) return false;
@@ -111,7 +111,7 @@ bool read_header(Decoding &decoding) {
   }
 }
 
-// Reads all rows. What is wrong after the last one (a missing end) does not matter.
+// Reads all rows. Ignores what is wrong after the last one, such as a missing end marker.
 bool read_rows(Decoding &decoding) {
   jpeg_decompress_struct &decoder = decoding.decoder;
   if (setjmp(decoding.leave) != 0) return false;

@@ -1,4 +1,4 @@
-// PNG by libpng. Only raw samples are taken from it; colours are made here, by Pillow's rules.
+// PNG by libpng, which gives raw samples; they become RGB here, by Pillow's rules.
 
 #include <png.h>
 
@@ -11,8 +11,8 @@
 
 namespace {
 
-// Everything that decoding one image holds. It belongs to the caller of the functions that libpng's errors leave by
-// longjmp, so that nothing is skipped and nothing is in doubt afterwards.
+// The state of decoding one image. It belongs to the caller of the functions that libpng's errors leave by longjmp, so
+// that its destructor runs and its values are what they were.
 struct Decoding {
   Decoding(const uint8_t *bytes, size_t count) : data(bytes), size(count) {}
   Decoding(const Decoding &) = delete;
@@ -91,7 +91,7 @@ void convert_row(const uint8_t *row, size_t width, const Decoding &decoding, uin
   }
 }
 
-// Reads up to the first pixels. False, with a message, for a file that is damaged.
+// Reads the header. False, with a message, for a file that is damaged.
 bool read_header(Decoding &decoding) {
   if (setjmp(decoding.leave) != 0) return false;
   decoding.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &decoding, on_error, on_warning);
@@ -121,7 +121,7 @@ bool read_header(Decoding &decoding) {
   return true;
 }
 
-// Gets ready for the rows: `row_bytes` and `passes`.
+// Prepares for reading rows; sets `row_bytes` and `passes`.
 bool prepare_rows(Decoding &decoding) {
   if (setjmp(decoding.leave) != 0) return false;
   if (decoding.depth < 8) png_set_packing(decoding.png);
@@ -131,7 +131,7 @@ bool prepare_rows(Decoding &decoding) {
   return true;
 }
 
-// Reads all rows into `raw`. What is wrong after the last pixel (a checksum, a missing end) does not matter.
+// Reads all rows into `raw`. Ignores what is wrong after the last pixel, such as a checksum or a missing end.
 bool read_rows(Decoding &decoding) {
   if (setjmp(decoding.leave) != 0) {
     return decoding.passes > 1 ? png_get_current_pass_number(decoding.png) == decoding.passes

@@ -16,7 +16,7 @@
 
 namespace {
 
-// What a result depends on beside the image.
+// Names everything besides the image that a result depends on.
 std::string identify(const Options &options, const Preprocess &preprocess) {
   std::string text = identify_model(options.engine.model_path);
   text += std::to_string(preprocess.image_size) + " " + std::to_string(preprocess.resize) + " " +
@@ -27,7 +27,7 @@ std::string identify(const Options &options, const Preprocess &preprocess) {
   return text + "\n";
 }
 
-// Refuses a model file that is not what its description says.
+// Refuses a model that contradicts its description.
 void check_shape(const ModelShape &shape, const ModelInfo &info, const std::string &model_path) {
   if (shape.image_size != info.preprocess.image_size) {
     throw RunError(model_path + ": it takes images of " + std::to_string(shape.image_size) +
@@ -98,7 +98,7 @@ int run(int argc, char **argv) {
 }  // namespace
 
 int main(int argc, char **argv) {
-  // A write beyond a limit on file sizes is an error like a full disk, not the end.
+  // A write beyond the limit on file sizes must fail like one to a full disk, not kill the program.
   std::signal(SIGXFSZ, SIG_IGN);
   int code = 1;
   std::string sentence;

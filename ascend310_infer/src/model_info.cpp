@@ -17,10 +17,10 @@ constexpr size_t kMaxJsonBytes = 64 << 20;
 constexpr size_t kMaxModelBytes = size_t{4} << 30;
 constexpr size_t kMaxClasses = 1 << 24;
 
-// The beginning of a text that may be as long as the file.
+// The beginning of a text, which may be as long as the file.
 std::string excerpt(const std::string &text) { return text.size() <= 300 ? text : text.substr(0, 300) + "..."; }
 
-// A value as text. What is nested is only named: dump() calls itself for every level, and a file may have any number.
+// A value as text. Nested values are only named: dump() is recursive, and a file may nest values without limit.
 std::string show(const Json &value) {
   for (const Json &part : value) {
     if (part.is_structured()) return std::string("a nested ") + value.type_name();
@@ -55,7 +55,7 @@ void refuse_unknown(const Json &fields, const std::set<std::string> &known) {
   }
 }
 
-// Settings that are left out have the values of Preprocess.
+// Settings that are left out keep the defaults of Preprocess.
 Preprocess parse_preprocess(const Json &fields) {
   if (!fields.is_object()) throw RunError("preprocess is no object");
   refuse_unknown(fields, {"image_size", "resize", "interpolation", "mean", "std"});
@@ -110,10 +110,6 @@ std::string info_path(const std::string &model_path) {
   return (has_suffix ? model_path.substr(0, dot) : model_path) + ".json";
 }
 
-bool ends_with(const std::string &text, const std::string &ending) {
-  return text.size() >= ending.size() && text.compare(text.size() - ending.size(), ending.size(), ending) == 0;
-}
-
 }  // namespace
 
 ModelInfo parse_model_info(const std::string &text, const std::string &source) {
@@ -132,7 +128,7 @@ ModelInfo read_model_info(const std::string &model_path) {
     const auto text = find_onnx_metadata(model.data(), model.size(), "efficientnet", model_path);
     if (text) return parse_model_info(*text, model_path);
   } else {
-    read_file(model_path, kMaxModelBytes);  // a missing model is reported before a missing description
+    check_file(model_path, kMaxModelBytes);  // a missing model is reported before a missing description
   }
   const std::string path = info_path(model_path);
   std::vector<uint8_t> text;

@@ -1,4 +1,4 @@
-// A walk over protocol buffers' wire format, as far as ONNX metadata needs it: ModelProto's field 14 holds entries whose
+// Reads as much of protocol buffers' wire format as ONNX metadata needs: ModelProto's field 14 holds entries whose
 // field 1 is the key and field 2 the value.
 
 #include <string_view>
@@ -12,7 +12,7 @@ constexpr uint32_t kMetadataField = 14;
 constexpr uint32_t kKeyField = 1;
 constexpr uint32_t kValueField = 2;
 
-// A message's bytes that are not read yet.
+// A message's fields, one after the other.
 class Fields {
  public:
   Fields(std::string_view bytes, const std::string &source) : bytes_(bytes), source_(source) {}

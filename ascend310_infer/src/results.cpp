@@ -19,11 +19,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "result files are littl
 constexpr size_t kWaitingBatches = 2;
 constexpr char kModelFile[] = "/.model";  // hidden, so that it is no result
 
-bool ends_with(const std::string &text, const std::string &ending) {
-  return text.size() >= ending.size() && text.compare(text.size() - ending.size(), ending.size(), ending) == 0;
-}
-
-// Removes result files, whole and half, in all folders below.
+// Removes result files, complete and unfinished ones, in all folders below.
 void remove_results(const std::filesystem::path &root) {
   std::error_code failure;
   for (auto entry = std::filesystem::recursive_directory_iterator(root, failure);
@@ -53,7 +49,7 @@ void ResultFolder::begin(const std::string &model_identity) {
   if (::stat((root_ + kModelFile).c_str(), &status) == 0) {
     remove_results(root_);
   } else {
-    // Not a folder of ours so far: only what would be overwritten anyway may go.
+    // This program has not written to the folder: it may remove only what it will overwrite.
     for (const std::string &name : names_) {
       const std::string path = root_ + "/" + name;
       if (::unlink(path.c_str()) != 0 && errno != ENOENT && errno != ENOTDIR) {

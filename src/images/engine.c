@@ -1,5 +1,6 @@
-// The hot loops of src/images/engine.py: the part of a JPEG that is wanted, decoded, resized and coloured. Every byte is
-// the one that Pillow gives; whatever is not an undamaged everyday JPEG is left to Pillow itself.
+// The hot loops behind src/images/engine.py and ascend310_infer: decode the part of a JPEG that a crop needs, resize
+// it, change its colours. Every byte equals Pillow's. Only undamaged everyday JPEGs are decoded here; the callers
+// decode all other files themselves.
 
 #include <math.h>
 #include <setjmp.h>
@@ -27,8 +28,8 @@ static void on_error(j_common_ptr info) { longjmp(((Errors *)info->err)->jump, 1
 
 static void on_message(j_common_ptr info) { (void)info; }
 
-// Whether a file is a whole baseline JPEG of one scan: only segments that every decoder knows, one after the other, then
-// compressed data without any marker but restarts, then the end. A file cut short or with something behind is not.
+// Whether a file is a complete baseline JPEG of one scan: segments that every decoder knows, then compressed data with
+// no markers but restarts, then the end marker as the last two bytes: nothing is missing, nothing follows.
 __attribute__((noinline)) static int is_plain(const uint8_t *data, size_t length) {
   if (length < 4 || data[0] != 0xFF || data[1] != 0xD8 || data[length - 2] != 0xFF || data[length - 1] != 0xD9) return 0;
   size_t position = 2;
@@ -51,8 +52,14 @@ __attribute__((noinline)) static int is_plain(const uint8_t *data, size_t length
   return 0;
 }
 
-// Read the header of a plain JPEG, grey or YCbCr. The caller has set the jump.
+// Read the header; 0 unless it is of a plain JPEG, grey or YCbCr. `info` and `errors` are the caller's, whose locals
+// keep their values when libjpeg leaves by longjmp; those of the function that calls setjmp would not.
 static int read_header(struct jpeg_decompress_struct *info, Errors *errors, const uint8_t *data, size_t length) {
+  memset(info, 0, sizeof *info);
+  info->err = jpeg_std_error(&errors->base);
+  errors->base.error_exit = on_error;
+  errors->base.output_message = on_message;
+  if (setjmp(errors->jump) != 0) return 0;
   jpeg_create_decompress(info);
   jpeg_mem_src(info, data, (unsigned long)length);
   if (jpeg_read_header(info, TRUE) != JPEG_HEADER_OK) return 0;
@@ -62,27 +69,16 @@ static int read_header(struct jpeg_decompress_struct *info, Errors *errors, cons
          errors->base.num_warnings == 0;
 }
 
-static void prepare_errors(struct jpeg_decompress_struct *info, Errors *errors) {
-  memset(info, 0, sizeof *info);
-  info->err = jpeg_std_error(&errors->base);
-  errors->base.error_exit = on_error;
-  errors->base.output_message = on_message;
-}
-
 // Width and height of an undamaged everyday JPEG: size[0], size[1].
 int32_t jpeg_size(const uint8_t *data, size_t length, int32_t *size) {
   struct jpeg_decompress_struct info;
   Errors errors;
   if (!is_plain(data, length)) return ASK_PILLOW;
-  prepare_errors(&info, &errors);
-  int32_t result = ASK_PILLOW;
-  if (setjmp(errors.jump) == 0 && read_header(&info, &errors, data, length)) {
-    size[0] = (int32_t)info.image_width;
-    size[1] = (int32_t)info.image_height;
-    result = DONE;
-  }
+  const int found = read_header(&info, &errors, data, length);
+  size[0] = (int32_t)info.image_width;
+  size[1] = (int32_t)info.image_height;
   jpeg_destroy_decompress(&info);
-  return result;
+  return found ? DONE : ASK_PILLOW;
 }
 
 // Resampling: Pillow's Resample.c for 8-bit images
@@ -137,6 +133,7 @@ static int compute_weights(Weights *weights, int32_t in_size, int32_t out_size, 
     int32_t last = (int32_t)(center + support + 0.5);
     if (first < 0) first = 0;
     if (last > in_size) last = in_size;
+    int32_t *fixed = weights->fixed + (size_t)i * (size_t)weights->taps;
     double sum = 0.0;
     for (int32_t k = 0; k < last - first; ++k) {
       const double x = (k + first - center + 0.5) * inverse;
@@ -146,7 +143,7 @@ static int compute_weights(Weights *weights, int32_t in_size, int32_t out_size, 
     for (int32_t k = 0; k < last - first; ++k) {
       if (sum != 0.0) weights->exact[k] /= sum;
       const double rounding = weights->exact[k] < 0 ? -0.5 : 0.5;
-      weights->fixed[i * weights->taps + k] = (int32_t)(rounding + weights->exact[k] * (1 << PRECISION_BITS));
+      fixed[k] = (int32_t)(rounding + weights->exact[k] * (1 << PRECISION_BITS));
     }
     weights->first[i] = first;
     weights->count[i] = last - first;
@@ -162,7 +159,7 @@ static inline int32_t clip(int32_t sum) {
 // The weighted sum of `count` pixels of 4 bytes, two at a time: one pixel to `out`.
 static inline void mix_pixels(const uint8_t *pixel, const int32_t *weight, int32_t count, uint8_t *out) {
 #ifdef __AVX2__
-  // What the loops below say; GCC does not find it.
+  // The loops below by hand, since GCC does not vectorise them so.
   const __m256i each_four_times = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
   __m256i pair = _mm256_setzero_si256();
   for (int32_t k = 0; k < count; k += 2) {
@@ -214,16 +211,16 @@ static void mix_rows(const uint8_t *rows, size_t stride, const int32_t *weight, 
   }
 }
 
-// What is wanted of an image: the box `left, top, width, height` of the image decoded at 1/reduce, resized to
-// `new_width` x `new_height`, of which the square of `side` pixels from `window_left, window_top` on, perhaps mirrored.
+// Decode an image at 1/reduce of its size, resize its box `left, top, width, height` to `new_width` x `new_height`, and
+// cut out the square of `side` pixels whose upper left corner is `window_left, window_top`; mirror it if `flip` is 1.
 typedef struct {
   int32_t reduce, left, top, width, height, new_width, new_height, window_left, window_top, side, filter, flip;
 } Request;
 
-// libjpeg-turbo writes rows that are aligned past the cache, whence they would have to be fetched again.
+// libjpeg-turbo writes aligned rows to memory past the cache, which would have to load them again; LEAD misaligns them.
 enum { LEAD = 68 };
 
-// What is needed while an image is on its way.
+// The buffers for one image.
 typedef struct {
   Weights across, down;
   int32_t first_row, last_row;  // of the box
@@ -276,8 +273,9 @@ static int read_rows(struct jpeg_decompress_struct *info, const Work *work, cons
   return 1;
 }
 
-// The columns and rows around the request are decoded with it: the smooth upsampling of colours looks at its neighbours.
+// Some columns and rows around the request are decoded, too: the smooth upsampling of colours reads neighbours.
 static int decode(struct jpeg_decompress_struct *info, Errors *errors, Work *work, const Request *request) {
+  if (setjmp(errors->jump) != 0) return ASK_PILLOW;
   info->scale_num = 1;
   info->scale_denom = (unsigned)request->reduce;
   info->out_color_space = JCS_EXT_RGBX;
@@ -308,19 +306,35 @@ static int decode(struct jpeg_decompress_struct *info, Errors *errors, Work *wor
 int32_t jpeg_resized(const uint8_t *data, size_t length, const Request *request, uint8_t *out) {
   struct jpeg_decompress_struct info;
   Errors errors;
-  Work work;
-  volatile int32_t result = ASK_PILLOW;
-  memset(&work, 0, sizeof work);
-  prepare_errors(&info, &errors);
-  if (setjmp(errors.jump) == 0) {
-    if (read_header(&info, &errors, data, length)) result = decode(&info, &errors, &work, request);
-    if (result == DONE) finish(&work, request, out);
-  } else {
-    result = ASK_PILLOW;
-  }
+  Work work = {0};
+  int32_t result = ASK_PILLOW;
+  if (read_header(&info, &errors, data, length)) result = decode(&info, &errors, &work, request);
+  if (result == DONE) finish(&work, request, out);
   jpeg_destroy_decompress(&info);
   free_work(&work);
   return result;
+}
+
+// The same for an image that is decoded already: rows of red, green and blue bytes, `stride` bytes apart, in which the
+// request's box must lie. `reduce` is ignored.
+int32_t pixels_resized(const uint8_t *pixels, size_t stride, const Request *request, uint8_t *out) {
+  Work work = {0};
+  const int ready = prepare_work(&work, request, (size_t)request->width);
+  if (ready) {
+    const int32_t last = request->side - 1, end = work.across.first[last] + work.across.count[last];
+    for (int32_t y = work.first_row; y < work.last_row; ++y) {
+      const uint8_t *row = pixels + (size_t)(request->top + y) * stride + 3 * (size_t)request->left;
+      for (int32_t x = work.across.first[0]; x < end; ++x) {
+        const uint8_t *from = row + 3 * (size_t)x;
+        memcpy(work.line + 4 * (size_t)x, (uint8_t[4]){from[0], from[1], from[2], 255}, 4);
+      }
+      const size_t index = (size_t)(y - work.first_row);
+      resize_row(work.line, 0, &work.across, request->side, work.rows + index * (size_t)request->side * 4);
+    }
+    finish(&work, request, out);
+  }
+  free_work(&work);
+  return ready ? DONE : NO_MEMORY;
 }
 
 // Colours: Pillow's Blend.c and Convert.c as its ImageEnhance uses them

@@ -1,5 +1,5 @@
-/* Preloaded into the program: after FULL_DISK_AFTER writes to files it opened for writing, the disk is full. The write
- * that meets the end still writes half of its bytes, as on a real disk. Files opened for appending do not count: they are
+/* Preloaded into the program, pretends that the disk is full after FULL_DISK_AFTER writes to files opened for writing.
+ * The last write still writes half of its bytes, as on a real disk. Files opened for appending do not count: they are
  * the log of MindSpore Lite's double. */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,5 +1,6 @@
-// pixels MODEL LIST OUT: what the program makes of images, for comparison with Pillow. LIST names one image a line. OUT
-// gets for each image 'y', its planes' bytes and its float32 values; or 'n', the sentence and a line's end.
+// pixels MODEL LIST OUT: preprocesses images as the program does, for comparison with Pillow. LIST names one image a
+// line. Writes to OUT for each image 'y', the bytes of its planes and its float32 values; or 'n', the sentence and a
+// line end.
 
 #include <fstream>
 #include <iostream>

@@ -36,7 +36,7 @@ TEST(BoundedQueue, EveryItemArrivesOnceFromManyThreads) {
   for (int i = 0; i < 1000; ++i) EXPECT_EQ(taken[static_cast<size_t>(i)], i);
 }
 
-TEST(BoundedQueue, HoldsBackWhoIsTooFast) {
+TEST(BoundedQueue, BlocksAProducerThatIsTooFast) {
   BoundedQueue<int> queue(2);
   std::atomic<int> pushed{0};
   std::thread producer([&] {
