@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from src.common.cli import RunError, UsageError
 from src.common.files import locked
 from src.common.machine import usable_cores
-from src.launch.other_servers import OtherServers
 from src.launch.rank_table import RankTable, Server, find_server, read_rank_table
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -27,8 +26,8 @@ USAGE = """usage: sh run_distribute_train.sh [--dry-run] [RANK_TABLE_FILE] [DATA
        DEVICE_TARGET=CPU starts the same ranks on the CPU
        RANK_SIZE=N       insists on a rank table of N ranks
        SERVER_ID=ID      takes this entry of the rank table for this server
-       MASTER_PORT=PORT  of rank 0's server: for the scheduler of ranks on the CPU, and the port after it for the
-                         scripts of several servers to tell each other how it ends (8118 and 8119 when left out)"""
+       MASTER_PORT=PORT  port on rank 0's server through which ranks on the CPU find each other; when left out,
+                         8118 for several servers and a free one for a single server"""
 
 # Flags of train.py whose values are paths: ranks run in folders of their own, the caller means theirs.
 PATH_FLAGS = ("--eval_dataset_path", "--save_checkpoint_path", "--resume", "--pretrained")
@@ -95,7 +94,6 @@ class Plan:
     target: str
     ranks: tuple[Worker, ...]
     scheduler: Worker | None
-    port: int
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -173,8 +171,7 @@ def make_plan(
         raise UsageError(f"RANK_SIZE is {wanted}, but the rank table {table.path} lists {table.rank_size} ranks")
     server = find_server(table, environment.get("SERVER_ID"))
     target = find_target(flags, environment)
-    port = find_port(table, environment)
-    cluster = cluster_variables(table, port) if target == "CPU" else {}
+    cluster = cluster_variables(table, find_port(table, environment)) if target == "CPU" else {}
     ranks = []
     for position, device in enumerate(server.devices):
         folder = os.path.join(here, f"train_parallel{device.rank}")
@@ -199,7 +196,7 @@ def make_plan(
         variables = {"RANK_ID": "0", "RANK_SIZE": str(table.rank_size), **cluster, "MS_ROLE": "MS_SCHED", "GLOG_v": "3"}
         command = (sys.executable, "-c", SCHEDULER_CODE)
         scheduler = Worker("the scheduler", here, os.path.join(ranks[0].folder, "scheduler.log"), command, variables)
-    return Plan(table, server, target, tuple(ranks), scheduler, port)
+    return Plan(table, server, target, tuple(ranks), scheduler)
 
 
 def find_target(flags: Sequence[str], environment: Mapping[str, str]) -> str:
@@ -250,11 +247,11 @@ def find_port(table: RankTable, environment: Mapping[str, str]) -> int:
     """The scheduler's port: the one asked for; else a free one, which several servers could not agree on.
 
     Raises:
-        UsageError: if MASTER_PORT is none.
+        UsageError: if MASTER_PORT is not a port number.
     """
     port = environment.get("MASTER_PORT", "")
-    if port and not (port.isdigit() and 0 < int(port) < 65535):
-        raise UsageError(f"MASTER_PORT is '{port}', not a port number below 65535")
+    if port and not (port.isdecimal() and 0 < int(port) < 65536):
+        raise UsageError(f"MASTER_PORT is '{port}', not a port number from 1 to 65535")
     if port:
         return int(port)
     return DEFAULT_PORT if len(table.servers) > 1 else find_free_port()
@@ -352,23 +349,19 @@ def run_workers(plan: Plan, locks: list[int]) -> int:
         int, exit code: 0, or 128 and the number of the signal that ended the run.
 
     Raises:
-        RunError: if a rank failed, with the rank; the last lines of its log have been printed. Or if one of another
-            server did.
+        RunError: if a rank failed, with the rank; the last lines of its log have been printed.
     """
     sign_locks(locks)
     processes: dict[Worker, subprocess.Popen] = {}
-    with received_signals() as signals, OtherServers(plan.table, plan.server, plan.port + 1) as others:
+    with received_signals() as signals:
         try:
             for worker in plan.workers:
                 processes[worker] = start_worker(worker, locks)
                 print(f"{worker.name}: process {processes[worker].pid}", flush=True)
-            failed = wait_for_ranks(plan, processes, signals, others)
+            failed = wait_for_ranks(plan, processes, signals)
             if failed:
-                failure = describe_failure(failed, processes)
-                others.tell("failed", sentence=str(failure))
-                raise failure
+                raise describe_failure(plan, failed, processes)
             if signals:
-                others.tell("signal", signals[0])
                 print(
                     f"stopping all ranks: {signal.Signals(signals[0]).name} was received; they may finish a step and "
                     f"save for {GRACE_AFTER_SIGNAL} seconds, a second signal does not wait",
@@ -436,20 +429,13 @@ def start_worker(worker: Worker, locks: list[int]) -> subprocess.Popen:
         raise RunError(f"{worker.name} could not be started: {error.filename}: {error.strerror}") from None
 
 
-def wait_for_ranks(plan: Plan, processes: dict, signals: list[int], others: OtherServers) -> list[Worker]:
-    """Wait until all ranks have ended well, one of them or the scheduler has not, or a signal came, here or elsewhere.
+def wait_for_ranks(plan: Plan, processes: dict, signals: list[int]) -> list[Worker]:
+    """Wait until all ranks have ended well, one of them or the scheduler has failed, or a signal came.
 
     Returns:
         list of those that failed, in the order of their ranks.
-
-    Raises:
-        RunError: if one of another server failed.
     """
     while not signals:
-        for news in others.poll():
-            if news.failure:
-                raise RunError(f"on server {news.server_id}: {news.failure}; those of this server were stopped too")
-            signals.append(news.signal)
         codes = {worker: process.poll() for worker, process in processes.items()}
         failed = [worker for worker in plan.ranks if codes[worker]]
         if not failed and plan.scheduler and codes[plan.scheduler]:
@@ -461,7 +447,7 @@ def wait_for_ranks(plan: Plan, processes: dict, signals: list[int], others: Othe
     return []
 
 
-def describe_failure(failed: list[Worker], processes: dict) -> RunError:
+def describe_failure(plan: Plan, failed: list[Worker], processes: dict) -> RunError:
     """Print the last lines of the first failed rank's log; the error says which it is."""
     worker = failed[0]
     code = processes[worker].returncode
@@ -470,7 +456,8 @@ def describe_failure(failed: list[Worker], processes: dict) -> RunError:
     lines = read_last_lines(worker.log)
     print(f"the last lines of {worker.log}:", file=sys.stderr)
     print("".join(f"    {line}\n" for line in lines or ["(it is empty)"]), end="", file=sys.stderr, flush=True)
-    return RunError(f"{worker.name}, process {processes[worker].pid}, {how}{others}; the other ranks were stopped")
+    stopped = "the other ranks of this server" if len(plan.table.servers) > 1 else "the other ranks"
+    return RunError(f"{worker.name}, process {processes[worker].pid}, {how}{others}; {stopped} were stopped")
 
 
 def read_last_lines(path: str) -> list[str]:

@@ -1,10 +1,8 @@
 """The launcher, with ranks that are tiny programs but real processes; test_distribute.py has ranks that train."""
 
-import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -188,7 +186,7 @@ class TestPlan:
             ({"RANK_SIZE": "8"}, "RANK_SIZE is 8, but the rank table .* lists 2 ranks"),
             ({"DEVICE_TARGET": "GPU"}, "DEVICE_TARGET is 'GPU'; a rank table starts ranks on Ascend or CPU"),
             ({"DEVICE_TARGET": "CPU", "MASTER_PORT": "x"}, "MASTER_PORT is 'x', not a port number"),
-            ({"DEVICE_TARGET": "CPU", "MASTER_PORT": "70000"}, "MASTER_PORT is '70000', not a port number"),
+            ({"DEVICE_TARGET": "CPU", "MASTER_PORT": "65536"}, "MASTER_PORT is '65536', not a port number"),
             ({"flags": ["--device_id", "1"]}, "--device_id cannot be among the further flags: the rank table gives"),
             ({"flags": ["--run_distribute=False"]}, "--run_distribute cannot be among the further flags"),
             ({"flags": ["--dataset_path", "x"]}, "--dataset_path cannot be among the further flags: it is DATA_DIR"),
@@ -416,91 +414,21 @@ class TestSeveralServers:
         """Start the launchers with a program; returns their processes."""
         servers = [(f"127.0.0.{rank + 1}", [(0, rank)]) for rank in range(3)]
         table = write_table(tmp_path / "servers.json", *servers)
-        port = str(free_port())
-
-        def launchers(program):
-            # Rank 0's, to which the others connect, comes last.
-            started = {
-                rank: start(program, table=table, SERVER_ID=servers[rank][0], MASTER_PORT=port) for rank in (2, 1, 0)
-            }
-            return [started[rank] for rank in range(3)]
-
-        launchers.port = int(port) + 1
-        return launchers
-
-    def wait_for_ranks(self, tmp_path):
-        files = [tmp_path / f"train_parallel{rank}" / "processes" for rank in range(3)]
-        wait_for(lambda: all(file.exists() for file in files))
-        time.sleep(2.5)  # the launchers have found each other
-        return [int(number) for file in files for number in file.read_text().split()]
+        return lambda program: [start(program, table=table, SERVER_ID=server_id) for server_id, _ in servers]
 
     def test_all_end_well(self, launchers, tmp_path):
-        for process in launchers("time.sleep(3 - rank)"):
+        for process in launchers("time.sleep((3 - rank) / 4)"):
             out, err = process.communicate(timeout=30)
             assert (process.returncode, err) == (0, "")
             assert out.endswith("all 1 ranks have finished\n")
 
-    @pytest.mark.parametrize("rank", [0, 2])
-    def test_a_killed_rank_brings_the_run_down_on_all_servers(self, launchers, tmp_path, rank):
-        started = launchers(WITH_CHILD + "time.sleep(300)")
-        processes = self.wait_for_ranks(tmp_path)
-        began = time.monotonic()
-        os.kill(processes[2 * rank], signal.SIGKILL)
-        failure = f"rank {rank}, process {processes[2 * rank]}, was killed by SIGKILL; the other ranks were stopped"
-        for number, process in enumerate(started):
-            _, err = process.communicate(timeout=30)
-            assert process.returncode == 1
-            elsewhere = f"on server 127.0.0.{rank + 1}: {failure}; those of this server were stopped too"
-            assert err.endswith(f"error: {failure if number == rank else elsewhere}\n")
-        assert time.monotonic() - began < 30
-        wait_for(lambda: not any(map(is_running, processes)), 5)
-
-    def test_a_signal_to_one_launcher_stops_all(self, launchers, tmp_path):
-        started = launchers(WITH_CHILD + "time.sleep(300)")
-        processes = self.wait_for_ranks(tmp_path)
-        started[1].terminate()
-        for process in started:
-            out, err = process.communicate(timeout=30)
-            assert (process.returncode, err) == (143, "")
-            assert "stopping all ranks: SIGTERM was received" in out
-        wait_for(lambda: not any(map(is_running, processes)), 5)
-
-    def test_a_launcher_that_is_killed_is_missed(self, launchers, tmp_path):
-        started = launchers(WITH_CHILD + "time.sleep(300)")
-        processes = self.wait_for_ranks(tmp_path)
-        started[1].kill()
-        for number in (0, 2):
-            _, err = started[number].communicate(timeout=30)
-            assert started[number].returncode == 1
-            assert "error: on server 127.0.0.2: its launcher has gone or cannot be reached; those of this" in err
-        wait_for(lambda: not any(map(is_running, processes[::2])), 5)
-        for child in processes[1::2]:
-            if is_running(child):
-                os.kill(child, signal.SIGKILL)
-
-    def test_strangers_are_not_listened_to(self, launchers, tmp_path):
-        started = launchers(WITH_CHILD + "time.sleep(4)")
-        wait_for(lambda: (tmp_path / "train_parallel0" / "processes").exists())
-        stranger = {"run": "00000000", "server": "127.0.0.2", "what": "failed", "signal": 0, "sentence": "a lie"}
-        for words in (
-            b"",
-            b"GET / HTTP/1.1\r\n\r\n",
-            json.dumps(stranger).encode() + b"\n",
-            b"[" * 9999 + b"\n",
-            b"x" * 200000,
-        ):
-            with socket.create_connection(("127.0.0.1", launchers.port)) as connection:
-                with contextlib.suppress(ConnectionError):
-                    connection.sendall(words)
-        for process in started:
-            process.communicate(timeout=30)
-            assert process.returncode == 0
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    def test_a_launcher_ends_its_own_ranks_alone(self, launchers, tmp_path):
+        first, second, third = launchers("if rank == 1: sys.exit(3)\ntime.sleep(1)")
+        _, err = second.communicate(timeout=30)
+        assert second.returncode == 1
+        assert err.endswith("ended with exit code 3; the other ranks of this server were stopped\n")
+        for process in (first, third):
+            assert (process.communicate(timeout=30)[1], process.returncode) == ("", 0)
 
 
 class TestScript:
