@@ -37,12 +37,15 @@ class Parameter:
     default: Any
     read: Callable[[str], Any]
     help: str
+    is_path: bool = False
 
 
 GROUPS = {
     "paths and device": (
-        Parameter("dataset_path", None, str, "folder of class folders, or a MindRecord made of one, to train on"),
-        Parameter("eval_dataset_path", None, str, "the same to evaluate on while training"),
+        Parameter(
+            "dataset_path", None, str, "folder of class folders, or a MindRecord made of one, to train on", is_path=True
+        ),
+        Parameter("eval_dataset_path", None, str, "the same to evaluate on while training", is_path=True),
         Parameter(
             "device_target", None, choice("Ascend", "GPU", "CPU"), "device; an NPU if there is one, else the CPU"
         ),
@@ -73,7 +76,7 @@ GROUPS = {
         Parameter("padding", "same", choice(*PADDINGS), "same is TensorFlow's, symmetric is PyTorch's"),
         Parameter("norm_eps", 1e-3, number(float, 1e-9, 0.1), "epsilon of the batch norm"),
         Parameter("norm_momentum", 0.99, number(float, 0, 0.9999), "share of the old statistics that a step keeps"),
-        Parameter("pretrained", None, str, "checkpoint whose weights the run starts from"),
+        Parameter("pretrained", None, str, "checkpoint whose weights the run starts from", is_path=True),
         Parameter(
             "freeze", 0, number(int, 0, 9), "first parts held fixed: 1 the stem, 2 to 8 the stages too, 9 the head"
         ),
@@ -138,8 +141,14 @@ GROUPS = {
         Parameter("save_checkpoint_epochs", 1, positive_int, "epochs between two checkpoints"),
         Parameter("save_checkpoint_steps", None, positive_int, "steps between two further checkpoints within an epoch"),
         Parameter("keep_checkpoint_max", 5, positive_int, "how many checkpoints are kept"),
-        Parameter("save_checkpoint_path", "./checkpoint", str, "folder; rank r writes to its model_r"),
-        Parameter("resume", None, str, "checkpoint to go on from, or auto for the newest of this run that is whole"),
+        Parameter("save_checkpoint_path", "./checkpoint", str, "folder; rank r writes to its model_r", is_path=True),
+        Parameter(
+            "resume",
+            None,
+            str,
+            "checkpoint to go on from, or auto for the newest of this run that is whole",
+            is_path=True,
+        ),
     ),
     "run": (
         Parameter("eval_interval", 1, positive_int, "epochs between two evaluations"),
@@ -154,6 +163,11 @@ GROUPS = {
 }
 
 PARAMETERS = {parameter.name: parameter for group in GROUPS.values() for parameter in group}
+
+
+def path_parameters() -> tuple[str, ...]:
+    """Names of the parameters whose values are paths."""
+    return tuple(name for name, parameter in PARAMETERS.items() if parameter.is_path)
 
 
 class Config:

@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from src.common.cli import UsageError
-from src.config import PARAMETERS
-from src.launch.command import PATH_FLAGS, absolute_paths, make_plan, share_of_cores
+from src.config import PARAMETERS, path_parameters
+from src.launch.plan import absolute_paths, make_plan, share_of_cores
 from src.launch.rank_table import find_server, read_device_addresses, read_rank_table
 
 ROOT = Path(__file__).parent.parent.parent
 CALL = """
 import sys
-from src.launch import command as launch
+from src.launch import command, processes
 from src.common.cli import run_cli
 {}
-sys.exit(run_cli(lambda argv: launch.main(argv, {!r})))
+sys.exit(run_cli(lambda argv: command.main(argv, {!r})))
 """
 
 
@@ -133,7 +133,7 @@ class TestPlan:
     def plan(self, tmp_path, *servers, flags=(), **environment):
         environment.setdefault("DEVICE_TARGET", "Ascend")
         path = write_table(tmp_path / "table.json", *servers)
-        return make_plan(path, "data", flags, environment, "/code/train.py", str(tmp_path))
+        return make_plan([path, "data", *flags], environment, "/code/train.py")
 
     @pytest.fixture(autouse=True)
     def data(self, tmp_path, monkeypatch):
@@ -216,7 +216,9 @@ def test_paths_among_the_flags_stay_the_callers():
 
 def test_every_path_that_train_py_takes_is_known_to_the_launcher():
     paths = {name for name in PARAMETERS if name.endswith(("_path", "resume", "pretrained"))}
-    assert {f"--{name}" for name in paths} == {*PATH_FLAGS, "--dataset_path"}
+    assert paths == set(path_parameters())
+    for name in paths:
+        assert absolute_paths([f"--{name}", "there"], "/here")[:2] == [f"--{name}", "/here/there"]
 
 
 def test_cores_are_shared_out_once_or_not_at_all(monkeypatch):
@@ -327,7 +329,8 @@ class TestSupervision:
     def test_a_rank_that_ignores_sigterm_is_stopped_all_the_same(self, start, tmp_path):
         ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WITH_CHILD
         process = start(
-            ignore + "if rank: time.sleep(300)\ntime.sleep(0.5)\nsys.exit(1)", before="launch.GRACE_AFTER_FAILURE = 1"
+            ignore + "if rank: time.sleep(300)\ntime.sleep(0.5)\nsys.exit(1)",
+            before="processes.GRACE_AFTER_FAILURE = 1",
         )
         processes = wait_for_processes(tmp_path)
         process.communicate(timeout=30)
