@@ -1,6 +1,5 @@
 """The launcher, with ranks that are tiny programs but real processes; test_distribute.py has ranks that train."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,221 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from src.common.cli import UsageError
-from src.config import PARAMETERS, path_parameters
-from src.launch.plan import absolute_paths, make_plan, share_of_cores
-from src.launch.rank_table import find_server, read_device_addresses, read_rank_table
+from tests.support.launcher import EIGHT, PAIR, is_running, launcher_command, wait_for, write_table
 
 ROOT = Path(__file__).parent.parent.parent
-CALL = """
-import sys
-from src.launch import command, processes
-from src.common.cli import run_cli
-{}
-sys.exit(run_cli(lambda argv: command.main(argv, {!r})))
-"""
-
-
-def table_of(*servers, **changes):
-    """A rank table: each server a pair of its id and the (device_id, rank_id) of its devices."""
-    entries = []
-    for number, (server_id, devices) in enumerate(servers):
-        listed = [
-            {"device_id": str(device), "device_ip": f"192.168.{number}.{device + 1}", "rank_id": str(rank)}
-            for device, rank in devices
-        ]
-        entries.append({"server_id": server_id, "device": listed, "host_nic_ip": "reserve"})
-    return {
-        **{"version": "1.0", "server_count": str(len(entries)), "server_list": entries, "status": "completed"},
-        **changes,
-    }
-
-
-def write_table(path, *servers, **changes):
-    path.write_text(json.dumps(table_of(*servers, **changes)))
-    return str(path)
-
-
-EIGHT = ("127.0.0.1", [(number, number) for number in range(8)])
-PAIR = ("127.0.0.1", [(0, 0), (1, 1)])
-
-
-class TestReadRankTable:
-    def test_the_example_of_the_hccl_documentation(self, tmp_path):
-        first = ("10.155.111.140", [(0, 0), (1, 1)])
-        second = ("10.155.111.141", [(0, 2), (1, 3)])
-        table = read_rank_table(write_table(tmp_path / "table.json", second, first))
-        assert table.rank_size == 4
-        assert table.master.server_id == "10.155.111.140"
-        assert [device.rank for device in table.servers[0].devices] == [2, 3]
-        assert table.servers[0].devices[1].device_ip == "192.168.0.2"
-
-    @pytest.mark.parametrize(
-        "text, sentence",
-        [
-            ("", "is not JSON: Expecting value"),
-            ('{"version": "1.0", ', "is not JSON: "),
-            ("[1]", 'has no "server_list"'),
-            ("[" * 100000, "is not JSON: "),
-            (json.dumps(table_of(EIGHT, version="1.2")), "is of version 1.2, not 1.0"),
-            (json.dumps(table_of(EIGHT, status="initializing")), "has the status 'initializing', not 'completed'"),
-            (json.dumps(table_of(EIGHT, server_count="2")), "says 2 servers and lists 1"),
-            (json.dumps(table_of()), "names no server"),
-            (json.dumps(table_of(("10.0.0.1", []))), "lists no device for server 10.0.0.1"),
-            (json.dumps(table_of(("", [(0, 0)]))), 'has a server without "server_id"'),
-            (json.dumps(table_of(("a", [(0, 0), (1, 0)]))), "gives rank 0 twice"),
-            (json.dumps(table_of(("a", [(0, 0)]), ("b", [(0, 0)]))), "gives rank 0 twice"),
-            (json.dumps(table_of(("a", [(0, 0)]), ("a", [(0, 1)]))), "gives server a twice"),
-            (json.dumps(table_of(("a", [(3, 0), (3, 1)]))), "gives device_id 3 of server a twice"),
-            (json.dumps(table_of(("a", [(0, 0), (1, 2)]))), "lists 2 devices, but rank 1 is missing"),
-            (json.dumps(table_of(("a", [(0, 1), (1, 2)]))), "lists 2 devices, but rank 0 is missing"),
-            (json.dumps(table_of(("a", [(0, -1)]))), "whose rank_id is '-1', not a whole number"),
-            (
-                '{"version": "1.0", "server_list": [{"server_id": "a", "device": [7]}]}',
-                "whose rank_id is '', not a whole",
-            ),
-            (json.dumps(table_of(PAIR)).replace("192.168.0.2", "192.168.0.1"), "gives device_ip 192.168.0.1 twice"),
-            (json.dumps(table_of(PAIR)).replace("192.168.0.2", "npu1"), "gives rank 1 the device_ip 'npu1'"),
-        ],
-    )
-    def test_what_is_wrong_is_one_sentence(self, tmp_path, text, sentence):
-        path = tmp_path / "table.json"
-        path.write_text(text)
-        with pytest.raises(UsageError) as error:
-            read_rank_table(str(path))
-        assert str(error.value).startswith(f"the rank table {path} ")
-        assert sentence in str(error.value)
-
-    def test_missing_file_and_folder(self, tmp_path):
-        with pytest.raises(UsageError, match="cannot be read: No such file"):
-            read_rank_table(str(tmp_path / "none.json"))
-        with pytest.raises(UsageError, match="cannot be read: Is a directory"):
-            read_rank_table(str(tmp_path))
-
-
-class TestFindServer:
-    def table(self, tmp_path, *servers):
-        return read_rank_table(write_table(tmp_path / "table.json", *servers))
-
-    def test_takes_the_entry_with_an_address_of_this_machine(self, tmp_path):
-        table = self.table(tmp_path, ("192.0.2.77", [(0, 0)]), ("127.0.0.1", [(0, 1)]))
-        assert find_server(table).server_id == "127.0.0.1"
-
-    def test_without_this_machine(self, tmp_path):
-        table = self.table(tmp_path, ("192.0.2.77", [(0, 0)]), ("not.a.host.invalid", [(0, 1)]))
-        with pytest.raises(
-            UsageError, match="lists no server that is this machine; set SERVER_ID to .* 192.0.2.77, not"
-        ):
-            find_server(table)
-        assert find_server(table, "192.0.2.77").devices[0].rank == 0
-
-    def test_several_entries_of_this_machine_need_a_choice(self, tmp_path):
-        table = self.table(tmp_path, ("127.0.0.1", [(0, 0)]), ("127.0.0.2", [(1, 1)]))
-        with pytest.raises(UsageError, match="lists several servers that are this machine"):
-            find_server(table)
-        assert find_server(table, "127.0.0.2").devices[0].rank == 1
-
-    def test_a_choice_that_is_not_there(self, tmp_path):
-        with pytest.raises(UsageError, match="SERVER_ID is 10.9.9.9, but the rank table .* lists 127.0.0.1"):
-            find_server(self.table(tmp_path, EIGHT), "10.9.9.9")
-
-
-class TestPlan:
-    def plan(self, tmp_path, *servers, flags=(), **environment):
-        environment.setdefault("DEVICE_TARGET", "Ascend")
-        path = write_table(tmp_path / "table.json", *servers)
-        return make_plan([path, "data", *flags], environment, "/code/train.py")
-
-    @pytest.fixture(autouse=True)
-    def data(self, tmp_path, monkeypatch):
-        (tmp_path / "data").mkdir()
-        monkeypatch.chdir(tmp_path)
-
-    def test_eight_devices_get_what_the_model_zoo_gives_them(self, tmp_path):
-        devices = [(number, 7 - number) for number in range(8)]
-        plan = self.plan(tmp_path, ("127.0.0.1", devices), RANK_SIZE="8")
-        assert plan.scheduler is None
-        assert [rank.folder for rank in plan.ranks] == [f"{tmp_path}/train_parallel{rank}" for rank in range(8)]
-        for number, rank in enumerate(plan.ranks):
-            expected = {"RANK_ID": str(number), "DEVICE_ID": str(7 - number), "RANK_SIZE": "8"}
-            assert rank.variables == {**expected, "RANK_TABLE_FILE": f"{tmp_path}/table.json"}
-            assert rank.log == f"{rank.folder}/log.txt"
-
-    def test_a_server_starts_only_its_own_ranks(self, tmp_path):
-        servers = ("10.0.0.1", [(0, 0), (1, 1)]), ("10.0.0.2", [(4, 2), (5, 3)])
-        plan = self.plan(tmp_path, *servers, SERVER_ID="10.0.0.2")
-        found = [(rank.variables["RANK_ID"], rank.variables["DEVICE_ID"]) for rank in plan.ranks]
-        assert found == [("2", "4"), ("3", "5")]
-        assert {rank.variables["RANK_SIZE"] for rank in plan.ranks} == {"4"}
-
-    def test_on_the_cpu_the_server_of_rank_0_runs_the_scheduler(self, tmp_path):
-        servers = ("10.0.0.1", [(0, 2), (1, 3)]), ("10.0.0.2", [(0, 0), (1, 1)])
-        for server, has_scheduler in (("10.0.0.1", False), ("10.0.0.2", True)):
-            plan = self.plan(tmp_path, *servers, SERVER_ID=server, DEVICE_TARGET="CPU", MASTER_PORT="9000")
-            assert (plan.scheduler is not None) == has_scheduler
-            for worker in plan.workers:
-                variables = worker.variables
-                assert (variables["MS_SCHED_HOST"], variables["MS_SCHED_PORT"]) == ("10.0.0.2", "9000")
-                assert variables["MS_WORKER_NUM"] == "4"
-                assert variables["MS_ROLE"] == ("MS_SCHED" if worker is plan.scheduler else "MS_WORKER")
-            assert [rank.variables["MS_NODE_ID"] for rank in plan.ranks] == ["0", "1"] if has_scheduler else ["2", "3"]
-
-    def test_flags_are_passed_on_after_the_launchers_own(self, tmp_path):
-        plan = self.plan(tmp_path, PAIR, flags=["--batch_size", "8", "--lr_max=0.1"])
-        assert plan.ranks[1].command[1:] == (
-            *("-u", "/code/train.py", "--run_distribute", "True", "--device_target", "Ascend"),
-            *("--dataset_path", f"{tmp_path}/data", "--batch_size", "8", "--lr_max=0.1"),
-            *("--save_checkpoint_path", f"{tmp_path}/checkpoint"),
-        )
-
-    def test_device_target_among_the_flags_counts_too(self, tmp_path):
-        assert self.plan(tmp_path, PAIR, flags=["--device_target", "CPU"], DEVICE_TARGET="").scheduler is not None
-
-    @pytest.mark.parametrize(
-        "environment, sentence",
-        [
-            ({"RANK_SIZE": "8"}, "RANK_SIZE is 8, but the rank table .* lists 2 ranks"),
-            ({"DEVICE_TARGET": "GPU"}, "DEVICE_TARGET is 'GPU'; a rank table starts ranks on Ascend or CPU"),
-            ({"DEVICE_TARGET": "CPU", "MASTER_PORT": "x"}, "MASTER_PORT is 'x', not a port number"),
-            ({"DEVICE_TARGET": "CPU", "MASTER_PORT": "65536"}, "MASTER_PORT is '65536', not a port number"),
-            ({"flags": ["--device_id", "1"]}, "--device_id cannot be among the further flags: the rank table gives"),
-            ({"flags": ["--run_distribute=False"]}, "--run_distribute cannot be among the further flags"),
-            ({"flags": ["--dataset_path", "x"]}, "--dataset_path cannot be among the further flags: it is DATA_DIR"),
-        ],
-    )
-    def test_wrong_settings_are_one_sentence(self, tmp_path, environment, sentence):
-        with pytest.raises(UsageError, match=sentence):
-            self.plan(tmp_path, PAIR, **environment)
-
-    def test_without_an_npu_the_cpu_has_to_be_asked_for(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("glob.glob", lambda pattern: [])
-        with pytest.raises(
-            UsageError, match="there is no NPU on this server .*; DEVICE_TARGET=CPU starts the ranks on"
-        ):
-            self.plan(tmp_path, PAIR, DEVICE_TARGET="")
-        monkeypatch.setattr("glob.glob", lambda pattern: ["/dev/davinci0"])
-        assert self.plan(tmp_path, PAIR, DEVICE_TARGET="").target == "Ascend"
-
-
-def test_paths_among_the_flags_stay_the_callers():
-    flags = ["--resume", "auto", "--pretrained", "a.ckpt", "--eval_dataset_path=val", "--opt", "sgd"]
-    assert absolute_paths([*flags, "--save_checkpoint_path", "/out"], "/here") == [
-        *["--resume", "auto", "--pretrained", "/here/a.ckpt", "--eval_dataset_path=/here/val", "--opt", "sgd"],
-        *["--save_checkpoint_path", "/out"],
-    ]
-
-
-def test_every_path_that_train_py_takes_is_known_to_the_launcher():
-    paths = {name for name in PARAMETERS if name.endswith(("_path", "resume", "pretrained"))}
-    assert paths == set(path_parameters())
-    for name in paths:
-        assert absolute_paths([f"--{name}", "there"], "/here")[:2] == [f"--{name}", "/here/there"]
-
-
-def test_cores_are_shared_out_once_or_not_at_all(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: {2, 3, 5, 7, 11})
-    assert [share_of_cores(rank, 2) for rank in range(2)] == [{2, 3}, {5, 7, 11}]
-    assert share_of_cores(0, 6) is None
 
 
 @pytest.fixture
@@ -238,7 +25,7 @@ def start(tmp_path):
         script = tmp_path / "rank.py"
         script.write_text("import os, signal, subprocess, sys, time\nrank = int(os.environ['RANK_ID'])\n" + program)
         process = subprocess.Popen(
-            [sys.executable, "-c", CALL.format(before, str(script)), table, str(tmp_path / "data"), "--flag", "a b"],
+            [*launcher_command(script, before), table, str(tmp_path / "data"), "--flag", "a b"],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), "DEVICE_TARGET": "Ascend", "WAIT": wait, **environment},
             stdout=subprocess.PIPE,
@@ -256,21 +43,6 @@ def start(tmp_path):
 
 def read(path):
     return path.read_text() if path.exists() else ""
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
-
-
-def is_running(process):
-    """Whether a process number is in use by something that is not a zombie."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 # Each rank writes down its own process and that of a child which would outlive it.
@@ -473,46 +245,3 @@ class TestScript:
         done = self.run(tmp_path, "table.json", "nothing here")
         assert (done.returncode, done.stderr) == (2, "error: DATA_DIR: there is no 'nothing here'\n")
         assert sorted(os.listdir(tmp_path)) == ["data", "table.json"]
-
-
-class TestWriteRankTable:
-    def run(self, folder, *arguments):
-        command = [sys.executable, ROOT / "scripts" / "write_rank_table.py", *arguments]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True)
-
-    def test_device_addresses_come_from_the_npu_configuration(self, tmp_path):
-        configuration = tmp_path / "hccn.conf"
-        lines = [f"address_{number}=192.98.92.{100 + number}\nnetmask_{number}=255.255.255.0\n" for number in range(4)]
-        configuration.write_text("# written by hccn_tool\n" + "".join(lines))
-        done = self.run(tmp_path, "--device_num", "2", "--first_device", "2", "--hccn_conf", "hccn.conf")
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == "wrote rank_table_2pcs.json: 2 ranks, addresses from hccn.conf\n"
-        table = read_rank_table(str(tmp_path / "rank_table_2pcs.json"))
-        found = [(device.rank, device.device_id, device.device_ip) for device in table.servers[0].devices]
-        assert found == [(0, 2, "192.98.92.102"), (1, 3, "192.98.92.103")]
-        assert find_server(table) == table.servers[0]
-
-    def test_without_an_npu_it_is_for_ranks_on_the_cpu(self, tmp_path):
-        done = self.run(tmp_path, "--hccn_conf", "none", "--out", "my table.json", "--server_id", "127.0.0.1")
-        assert done.stdout == "wrote my table.json: 8 ranks, no NPU configuration here: for ranks on the CPU\n"
-        table = read_rank_table(str(tmp_path / "my table.json"))
-        assert table.rank_size == 8 and table.master.devices[0].device_ip is None
-
-    @pytest.mark.parametrize(
-        "arguments, sentence",
-        [
-            (["--device_num", "0"], "--device_num: expected a whole number of at least 1, not '0'"),
-            (["--first_device", "-1"], "--first_device is -1, not a whole number of at least 0"),
-            (["--hccn_conf", "hccn.conf"], "hccn.conf gives no address for device 1; --device_num is too large"),
-        ],
-    )
-    def test_wrong_flags_are_one_sentence(self, tmp_path, arguments, sentence):
-        (tmp_path / "hccn.conf").write_text("address_0=10.0.0.1\n")
-        done = self.run(tmp_path, *arguments)
-        assert done.returncode == 2
-        assert sentence in done.stderr and done.stderr.count("\n") == 1
-        assert os.listdir(tmp_path) == ["hccn.conf"]
-
-    def test_lines_that_are_no_addresses_are_passed_over(self, tmp_path):
-        (tmp_path / "hccn.conf").write_bytes(b"address_0=10.0.0.1\naddress_x=10.0.0.2\naddress_1=npu\n\xff\xfe\n=\n")
-        assert read_device_addresses(str(tmp_path / "hccn.conf")) == {0: "10.0.0.1"}

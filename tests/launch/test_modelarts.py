@@ -13,6 +13,7 @@ from src.common.cli import RunError, UsageError
 from src.config import Config
 from src.launch import modelarts
 from src.launch.modelarts import copied_folders
+from tests.support.launcher import wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -168,13 +169,6 @@ def test_the_scheduler_of_msrun_copies_nothing(monkeypatch):
     config = job()
     with copied_folders(config) as same:
         assert same is config
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
 
 
 def test_resume_auto_fetches_what_an_earlier_job_left(store):
