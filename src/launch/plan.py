@@ -33,7 +33,7 @@ SCHEDULER_CODE = (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Worker:
     """One process to start: a rank or the scheduler.
 

@@ -53,6 +53,20 @@ with open("processes.tmp", "w") as file:
 os.rename("processes.tmp", "processes")
 """
 
+# The launcher says of each signal that it sends whether its number is still that of a rank.
+SIGNALS_ARE_CHECKED = """
+import os
+
+def checked(send):
+    def send_checked(number, *arguments):
+        whom = "a live or unreaped process" if os.path.exists(f"/proc/{number}") else "a stranger"
+        print("signal to", whom, file=sys.stderr)
+        send(number, *arguments)
+    return send_checked
+
+os.kill, os.killpg = checked(os.kill), checked(os.killpg)
+"""
+
 
 def wait_for_processes(tmp_path):
     """The processes of both ranks and their children, once they stand."""
@@ -131,6 +145,42 @@ class TestSupervision:
         assert process.wait(30) == 143
         assert time.monotonic() - began < 5
         wait_for(lambda: not any(map(is_running, processes)), 5)
+
+    @pytest.mark.parametrize("stopped_by", ["the end", "a failure", "a signal"])
+    def test_no_signal_is_sent_to_a_number_that_another_process_may_have(self, start, tmp_path, stopped_by):
+        """A rank's number is its own until the launcher has reaped it; a zombie is still listed in /proc."""
+        endings = {"the end": "", "a failure": "sys.exit(rank)", "a signal": "time.sleep(300)"}
+        process = start(WITH_CHILD + endings[stopped_by], before=SIGNALS_ARE_CHECKED)
+        processes = wait_for_processes(tmp_path)
+        if stopped_by == "a signal":
+            process.terminate()
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == {"the end": 0, "a failure": 1, "a signal": 143}[stopped_by]
+        assert err.count("signal to a live or unreaped process") >= 2
+        assert "signal to a stranger" not in err
+        wait_for(lambda: not any(map(is_running, processes)), 5)
+
+    def test_a_rank_that_cannot_be_killed_is_named_and_left(self, start, tmp_path):
+        """As one that waits in the kernel for a disk; here the launcher's SIGKILL is kept from it."""
+        before = "import os\nos.killpg = lambda *_: None\nprocesses.GRACE_AFTER_SIGNAL = processes.KILL_SECONDS = 0.5"
+        process = start(
+            "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WITH_CHILD + "time.sleep(300)", before=before
+        )
+        ranks = wait_for_processes(tmp_path)
+        process.terminate()
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 143
+        for rank in range(2):
+            assert f"warning: rank {rank}, process {ranks[2 * rank]}, cannot be killed and is left behind\n" in err
+        assert "all ranks have stopped" not in out
+        for child in ranks[1::2]:
+            os.kill(child, signal.SIGKILL)
+
+    def test_exit_codes_are_seen_where_the_caller_ignores_ended_children(self, start):
+        process = start("sys.exit(3 * rank)", before="import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)")
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert "ended with exit code 3; the other ranks were stopped\n" in err
 
     def test_ranks_do_not_survive_a_launcher_that_is_killed(self, start, tmp_path):
         process = start(WITH_CHILD + "time.sleep(300)")
