@@ -1,4 +1,4 @@
-"""ModelArts' copying, with a double of its library `moxing` whose object store is a folder of this machine."""
+"""Copying on ModelArts, with a double of its library `moxing` whose object store is a folder of this machine."""
 
 import os
 import re
@@ -162,6 +162,14 @@ def test_a_store_that_cannot_be_reached_is_named_and_tried_again(store, monkeypa
             save(config, "a.ckpt")
             time.sleep(0.3)
     assert capfd.readouterr().err.count("failed: timed out; it is tried again later") > 1
+
+
+def test_a_failed_last_copy_does_not_hide_why_the_run_failed(store, capfd):
+    config = job().replace(train_url="obs://unreachable")
+    with pytest.raises(RunError, match="the loss became nan"), copied_folders(config) as config:
+        save(config, "a.ckpt")
+        raise RunError("the loss became nan")
+    assert re.fullmatch("warning: copying .*/a.ckpt to obs://unreachable failed: timed out\n", capfd.readouterr().err)
 
 
 def test_the_scheduler_of_msrun_copies_nothing(monkeypatch):
