@@ -1,6 +1,7 @@
 """Training by several ranks, as real processes on the CPU, started by scripts/run_distribute_train.sh."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -124,7 +125,7 @@ def test_rank_0_alone_writes_checkpoints_and_reports_the_global_batch(undisturbe
 
 def test_evaluation_over_all_ranks_scores_the_saved_weights_on_every_image_once(undisturbed, images, monkeypatch):
     """13 images, an odd number over two ranks; the same numbers as one process gives for the checkpoint."""
-    monkeypatch.setitem(VARIANTS, "b0", VARIANTS["b0"]._replace(depth_coeff=0.5))
+    monkeypatch.setitem(VARIANTS, "b0", dataclasses.replace(VARIANTS["b0"], depth_coeff=0.5))
     with open(undisturbed / "checkpoint" / "model_0" / "metrics.csv", newline="") as file:
         row = list(csv.DictReader(file))[-1]
     network, info = load_model(str(undisturbed / "checkpoint" / "model_0" / "Efficientnet_b0-rank0-2_4.ckpt"))

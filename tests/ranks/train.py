@@ -4,6 +4,7 @@ weights.npz holds the rank's weights at its end, seen.json the numbers of the im
 NAN_AT=rank,step in the environment the images of that rank's step (from 1) are not numbers.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ from src.models.family import VARIANTS
 from src.training.loop import network_weights
 
 # Ten blocks instead of sixteen compile in less time; drop-connect is still among them.
-VARIANTS["b0"] = VARIANTS["b0"]._replace(depth_coeff=0.5)
+VARIANTS["b0"] = dataclasses.replace(VARIANTS["b0"], depth_coeff=0.5)
 
 nan_rank, nan_step = map(int, os.environ.get("NAN_AT", "-1,-1").split(","))
 run_steps = train.run_steps

@@ -3,6 +3,7 @@
 With NAN_AT=step in the environment the images of that step of the first epoch (from 1) are not numbers.
 """
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from src.common.cli import run_cli
 from src.models.family import VARIANTS
 
 # Ten blocks instead of sixteen; residuals with drop-connect are still among them.
-VARIANTS["b0"] = VARIANTS["b0"]._replace(width_coeff=0.25, depth_coeff=0.5)
+VARIANTS["b0"] = dataclasses.replace(VARIANTS["b0"], width_coeff=0.25, depth_coeff=0.5)
 
 nan_step = int(os.environ.get("NAN_AT", "0"))
 
