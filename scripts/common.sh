@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# What the scripts of this folder share. Sourced, not run; POSIX sh. Sets `root` to the repository's folder.
+# Functions that the scripts of this folder share. Sourced, not run; POSIX sh. Sets `root` to the repository's folder.
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 
@@ -21,14 +21,14 @@ find_python() {
     command -v "$python" > /dev/null || fail "there is no '$python'; set PYTHON to a Python of 3.9 to 3.12"
 }
 
-# check_device_id TEXT
+# check_device_id TEXT: refuse what is not a whole number.
 check_device_id() {
     case $1 in
         '' | *[!0-9]*) fail "DEVICE_ID is '$1', not a whole number" ;;
     esac
 }
 
-# check_data NAME PATH, check_file NAME PATH: refuse what is not there before anything starts.
+# check_data NAME PATH, check_file NAME PATH: refuse a path, or a file, that does not exist; NAME is for the message.
 check_data() {
     [ -e "$2" ] || fail "$1: there is no '$2'"
 }
@@ -37,8 +37,8 @@ check_file() {
     [ -f "$2" ] || fail "$1: there is no file '$2'"
 }
 
-# start LOG COMMAND...: runs the command in this folder with its output in LOG. It goes on in the background when the
-# terminal closes; with WAIT=1 it takes this script's place, so its exit code and signals are the script's.
+# start LOG COMMAND...: runs the command in this folder with its output in LOG. The command runs in the background and
+# survives the terminal; with WAIT=1 it replaces this script, so that the caller gets its exit code and can signal it.
 start() {
     log=$1
     shift

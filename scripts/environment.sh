@@ -1,5 +1,5 @@
 # shellcheck shell=sh disable=SC2154  # common.sh sets root
-# Sourced after common.sh by the scripts that install: creates $root/.venv and keeps it as the requirement files say.
+# Sourced after common.sh by the scripts that install. Creates $root/.venv, and updates it when requirements change.
 
 # find_base_python: sets `base_python` to an interpreter that MindSpore has wheels for.
 find_base_python() {
@@ -12,8 +12,8 @@ find_base_python() {
     fail "no Python of 3.9 to 3.12 was found on the path; install one, or set PYTHON to it" 1
 }
 
-# prepare_environment NAME PIP_ARGUMENTS...: installs into .venv, unless it was done for these very requirement files.
-# NAME is "user" or "dev"; what developers have includes what users need.
+# prepare_environment NAME PIP_ARGUMENTS...: installs into .venv, unless it was done for the present requirement files.
+# NAME is "user" or "dev"; an environment for developers serves users as well.
 prepare_environment() {
     name=$1
     shift

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Install what building and testing ascend310_infer and the image engine need from Debian's or Ubuntu's packages, as far as missing.
+# Install the Debian or Ubuntu packages that are needed to build and test ascend310_infer and the image engine. Packages
+# that are installed already are left alone.
 set -eu
 . "$(dirname -- "$0")/common.sh"
 

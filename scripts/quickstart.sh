@@ -5,7 +5,7 @@ set -eu
 . "$root/scripts/environment.sh"
 
 epochs=8
-usage="usage: bash quickstart.sh [--epochs N] [--out DIR]   ($epochs epochs; ./quickstart of the repository)"
+usage="usage: bash quickstart.sh [--epochs N] [--out DIR]   (by default $epochs epochs, into quickstart/ of the repository)"
 out=$root/quickstart
 while [ "$#" -gt 0 ]; do
     case $1 in
@@ -29,6 +29,6 @@ esac
 [ -n "$out" ] || fail "--out is empty"
 
 began=$(date +%s)
-# Of the development requirements only the one that carries the digits, in the range given there.
+# scikit-learn brings the digits; the development requirements give the range of its versions.
 prepare_environment user -r "$root/requirements.txt" -c "$root/requirements-dev.txt" scikit-learn
 exec "$python" "$root/scripts/quickstart.py" "$epochs" "$out" "$(($(date +%s) - began))"

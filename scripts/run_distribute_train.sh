@@ -1,5 +1,5 @@
 #!/bin/sh
-# Train on all devices that the rank table gives to this server. Each rank runs in ./train_parallel[RANK] with its log.txt.
+# Train on all devices that the rank table gives to this server. Rank N runs in ./train_parallelN, its log is log.txt.
 set -eu
 . "$(dirname -- "$0")/common.sh"
 

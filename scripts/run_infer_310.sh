@@ -1,6 +1,6 @@
 #!/bin/sh
-# Build ascend310_infer, classify every image of a folder of class folders, compare with the labels. Everything is left
-# in the current folder: build.log, infer.log, result_Files/, time_Result/, imagenet_label.json, acc.log.
+# Build ascend310_infer, classify every image of a folder of class folders, compare with the labels. The results are
+# written to the current folder: build.log, infer.log, result_Files/, time_Result/, imagenet_label.json, acc.log.
 set -eu
 . "$(dirname -- "$0")/common.sh"
 
@@ -35,10 +35,10 @@ for log in build.log infer.log acc.log; do
 done
 rm -f acc.log time_Result/test_perform_static.txt time_Result/test_perform_static.json
 
-# fail_with LOG SENTENCE CODE: what the log says, then the sentence.
+# fail_with LOG SENTENCE CODE: print the last lines of the log, then fail with the sentence.
 fail_with() {
     tail -n 20 "$1" >&2
-    fail "$2; all of it is in $PWD/$1" "$3"
+    fail "$2; the whole log is $PWD/$1" "$3"
 }
 
 echo "building ascend310_infer, see build.log"
@@ -53,8 +53,8 @@ echo "classifying the images, follow it with: tail -f $PWD/infer.log"
 code=0
 "$program" --model_path "$model_path" --dataset_path "$data_path" --device_id "$device_id" \
     --result_path result_Files --time_path time_Result "$@" > infer.log 2>&1 || code=$?
-# The timings are written at the very end. A run that got there and still failed met images that it could not use: the
-# others have their results.
+# The program writes the timings last. If it has written them and failed all the same, some images could not be used,
+# and the others have their results.
 if [ "$code" -ne 0 ] && [ ! -f time_Result/test_perform_static.json ]; then
     fail_with infer.log "the inference failed" "$code"
 fi

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Evaluate an ONNX file on a folder of class folders, here and now.
+# Evaluate an ONNX file on a folder of class folders, in the foreground.
 set -eu
 . "$(dirname -- "$0")/common.sh"
 

@@ -7,7 +7,7 @@ set -eu
 prepare_environment dev -r "$root/requirements-dev.txt"
 sh "$root/scripts/install_system_packages.sh" || echo "warning: tests of the C++ program will fail without these packages" >&2
 
-# Paths among the arguments are the repository's, whatever folder this was called from.
+# Relative paths among the arguments start at the repository, whatever the caller's folder.
 cd "$root"
 lint=0
 echo "lint: ruff check and ruff format --check"
@@ -15,6 +15,6 @@ echo "lint: ruff check and ruff format --check"
 "$python" -m ruff format --check . || lint=1
 tests=0
 "$python" -m pytest "$@" || tests=$?
-[ "$lint" -eq 0 ] || echo "error: ruff found what it says above" >&2
+[ "$lint" -eq 0 ] || echo "error: ruff found the faults printed above" >&2
 [ "$tests" -ne 0 ] || tests=$lint
 exit "$tests"

@@ -67,6 +67,10 @@ def path(*arguments, **more) -> Parameter:
     return Parameter(*arguments, resumable=True, is_path=True, **more)
 
 
+# Why the launcher gives these itself.
+OWN_DEVICE = "the rank table gives each rank its device"
+TOGETHER = "ranks that are started together train together"
+
 GROUPS = {
     "paths and device": (
         path(
@@ -78,15 +82,15 @@ GROUPS = {
         ),
         path("eval_dataset_path", None, str, "the same to evaluate on while training"),
         free("device_target", None, choice("Ascend", "GPU", "CPU"), "device; an NPU if there is one, else the CPU"),
-        free(
-            "device_id",
-            None,
-            non_negative_int,
-            "number of the device; else DEVICE_ID or 0",
-            by_launcher="the rank table says it",
-        ),
+        free("device_id", None, non_negative_int, "number of the device; else DEVICE_ID or 0", by_launcher=OWN_DEVICE),
         free("kernels", True, boolean, "on a CPU: compute with kernels that are compiled on first use"),
-        fixed("run_distribute", False, boolean, "train as one rank of many", by_launcher="all ranks train together"),
+        fixed(
+            "run_distribute",
+            False,
+            boolean,
+            "train as one rank of many",
+            by_launcher="ranks that are started together train together",
+        ),
         fixed("sync_bn", False, boolean, "compute batch-norm statistics over all ranks, where the device can"),
         free("run_modelarts", False, boolean, "on ModelArts: copy images in and checkpoints out by moxing"),
         free("data_url", None, str, "ModelArts: folder of the object store with the images"),

@@ -1,1 +1,1 @@
-"""Ranks of one server: rank tables, starting and watching them; ModelArts."""
+"""Start and watch the ranks that a rank table gives to this server; copy files on ModelArts."""

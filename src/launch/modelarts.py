@@ -1,4 +1,4 @@
-"""Huawei Cloud's ModelArts: copy the images in before a run and the checkpoints out after it, through `moxing`."""
+"""Huawei Cloud's ModelArts: copy images in before a run and checkpoints out during and after it, through `moxing`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from src.config import Config
 
 FAST_DISK = "/cache"
 DONE = ".copied-from"
-# Seconds between two times that new checkpoints are sent: so much is lost when the machine is taken away.
+# Seconds between two sendings of new checkpoints; a machine that is taken away loses at most so much of its training.
 SEND_INTERVAL = 300
 
 
 def check_urls(config: Config) -> None:
-    """Refuse a copy that nobody asked for, or one without both its ends.
+    """Refuse --run_modelarts without both URLs, and a URL without --run_modelarts.
 
     Raises:
-        UsageError: one sentence.
+        UsageError: naming both flags.
     """
     for name in ("data_url", "train_url"):
         if config.run_modelarts and not getattr(config, name):
@@ -34,10 +34,10 @@ def check_urls(config: Config) -> None:
 
 
 def load_moxing():
-    """ModelArts' library of copying.
+    """Import ModelArts' library that copies files.
 
     Raises:
-        UsageError: where it is not installed.
+        UsageError: if it is not installed.
     """
     try:
         import moxing
@@ -50,21 +50,22 @@ def load_moxing():
 
 @contextlib.contextmanager
 def copied_folders(config: Config) -> Iterator[Config]:
-    """With --run_modelarts, give a run folders on this machine and send its checkpoints back, however it ends.
+    """With --run_modelarts, give a run folders on this machine, and send its checkpoints back however it ends.
 
-    `data_url` is copied once for all ranks of this machine; --dataset_path and --eval_dataset_path name folders below
-    it then, and it is the data set itself where --dataset_path is left out. With --resume auto what an earlier job left
-    in `train_url` is fetched first. Rank 0 sends its checkpoints there every few minutes and at the end.
+    The folder at `data_url` is copied once for all ranks of this machine. --dataset_path and --eval_dataset_path are
+    then paths below it; without --dataset_path the whole folder is the data set. With --resume auto the checkpoints
+    that an earlier job left at `train_url` are fetched first. Rank 0 sends its checkpoints there every few minutes and
+    at the end.
 
     Yields:
-        Config, with paths of this machine; the same one without --run_modelarts.
+        Config, with paths on this machine; without --run_modelarts the same object.
 
     Raises:
-        UsageError: as `check_urls` and `load_moxing`.
-        RunError: if a copy fails.
+        UsageError: from `check_urls` and `load_moxing`.
+        RunError: if a copy fails. A last copy that fails after the run itself has failed is only a warning.
     """
     check_urls(config)
-    # msrun runs the script in its scheduler too, which ends where the ranks are joined.
+    # msrun runs the script in its scheduler as well, which goes no further than the call that joins the ranks.
     if not config.run_modelarts or os.environ.get("MS_ROLE") == "MS_SCHED":
         yield config
         return
@@ -84,7 +85,7 @@ def copied_folders(config: Config) -> Iterator[Config]:
 
 
 def local_folder(kind: str, url: str) -> str:
-    """The folder of this machine that stands for a folder of the object store."""
+    """The folder on this machine for a folder of the object store; `kind` is "data" or "output"."""
     disk = FAST_DISK if os.path.isdir(FAST_DISK) else tempfile.gettempdir()
     return os.path.join(disk, f"efficientnet_{kind}_{zlib.crc32(url.encode()):08x}")
 
@@ -93,7 +94,10 @@ def fetch_once(moxing, url: str, folder: str, optional: bool = False) -> bool:
     """Copy a folder of the object store to this machine, unless another rank of the same job has done so.
 
     Args:
-        optional: a folder that does not exist, or is empty, is none to copy.
+        moxing: the library.
+        url: the folder in the object store.
+        folder: the folder on this machine, created where missing.
+        optional: copy nothing if `url` does not exist or is empty; otherwise that is an error.
 
     Returns:
         bool, whether this process has copied.
@@ -104,14 +108,14 @@ def fetch_once(moxing, url: str, folder: str, optional: bool = False) -> bool:
     os.makedirs(folder, exist_ok=True)
     marker = os.path.join(folder, DONE)
     wanted = f"{url} for {os.environ.get('MA_CURRENT_JOB_ID', '')}"
-    # The other ranks wait here until the first has copied.
+    # One rank copies; the others wait here, then find its marker.
     with locked(f"{folder}.lock", wait=True):
         if os.path.exists(marker):
             with open(marker, encoding="utf-8") as file:
                 if file.read() == wanted:
                     return False
         print(f"copying {url} to {folder}", flush=True)
-        with as_sentence(f"copying {url} to {folder}"):
+        with as_run_error(f"copying {url} to {folder}"):
             copied = not optional or bool(moxing.file.exists(url) and moxing.file.list_directory(url))
             if copied:
                 moxing.file.copy_parallel(url, folder)
@@ -121,12 +125,15 @@ def fetch_once(moxing, url: str, folder: str, optional: bool = False) -> bool:
 
 
 class Sender:
-    """Keeps a folder of the object store like one of this machine, as far as it is this run's.
+    """Keeps a copy of a folder in the object store up to date.
 
     Args:
         moxing: the library.
-        folder: on this machine; hidden files, unfinished ones among them, are left out.
-        url: of the object store. What others have put there stays.
+        folder: the folder on this machine. Hidden files are not sent; unfinished files are hidden.
+        url: the folder in the object store. Files there that this object has not sent stay as they are.
+
+    Attributes:
+        sent: path below the folder to the size and time of change that it had when it was sent.
     """
 
     def __init__(self, moxing, folder: str, url: str):
@@ -136,10 +143,10 @@ class Sender:
         self.sent: dict[str, tuple[int, int]] = {}
 
     def send(self) -> None:
-        """Send what is new or has changed, remove what was sent and is gone.
+        """Send files that are new or have changed, and remove sent ones that no longer exist here.
 
         Raises:
-            RunError: if that fails.
+            RunError: if a file cannot be copied or removed.
         """
         here = self.list_files()
         changed = [path for path, stamp in here.items() if self.sent.get(path) != stamp]
@@ -147,21 +154,21 @@ class Sender:
             print(f"sending {len(changed)} files to {self.url}", flush=True)
         for path in changed:
             source = os.path.join(self.folder, path)
-            with as_sentence(f"copying {source} to {self.url}"):
+            with as_run_error(f"copying {source} to {self.url}"):
                 try:
                     self.moxing.file.copy(source, f"{self.url.rstrip('/')}/{path}")
                 except Exception:
-                    if os.path.exists(source):  # else training has removed an old checkpoint meanwhile
+                    if os.path.exists(source):  # otherwise training has just removed an old checkpoint
                         raise
                     continue
             self.sent[path] = here[path]
         for path in set(self.sent) - set(here):
-            with as_sentence(f"removing {path} from {self.url}"):
+            with as_run_error(f"removing {path} from {self.url}"):
                 self.moxing.file.remove(f"{self.url.rstrip('/')}/{path}")
             del self.sent[path]
 
     def list_files(self) -> dict[str, tuple[int, int]]:
-        """Path below the folder to size and time of change."""
+        """Path below the folder to size in bytes and time of change in nanoseconds, for all files to be sent."""
         found = {}
         for folder, _, names in os.walk(self.folder):
             for name in names:
@@ -178,35 +185,45 @@ def sent_regularly(sender: Sender) -> Iterator[None]:
     """Send every few minutes, in a thread, and at the end.
 
     Raises:
-        RunError: if it fails at the end; before, it is tried again.
+        RunError: if the last sending fails, unless the block has raised an error itself; that one is raised then. A
+            failure before the end is a warning, and sending is tried again.
     """
     ended = threading.Event()
 
     def work() -> None:
         while not ended.wait(SEND_INTERVAL):
-            try:
-                sender.send()
-            except RunError as error:
-                print(f"warning: {error}; it is tried again later", file=sys.stderr, flush=True)
+            warn_if_sending_fails(sender, "; it is tried again later")
 
     thread = threading.Thread(target=work, name="sender", daemon=True)
     thread.start()
     try:
         yield
-    finally:
+    except BaseException:
         ended.set()
         thread.join()
+        warn_if_sending_fails(sender)
+        raise
+    ended.set()
+    thread.join()
+    sender.send()
+
+
+def warn_if_sending_fails(sender: Sender, consequence: str = "") -> None:
+    """Send; print a warning if that fails."""
+    try:
         sender.send()
+    except RunError as error:
+        print(f"warning: {error}{consequence}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def as_sentence(doing: str) -> Iterator[None]:
-    """Turn whatever moxing raises into one sentence.
+def as_run_error(doing: str) -> Iterator[None]:
+    """Turn any exception of moxing into an error of one sentence.
 
     Raises:
-        RunError: "`doing` failed: why".
+        RunError: "`doing` failed: " and the reason.
     """
     try:
         yield
-    except Exception as error:  # moxing has classes of its own, which cannot be named where it is not installed
+    except Exception as error:  # moxing's own classes cannot be named: it is installed on ModelArts only
         raise RunError(f"{doing} failed: {error}") from error

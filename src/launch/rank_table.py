@@ -1,4 +1,4 @@
-"""Rank tables: which device of which server is which rank, as HCCL reads it (version 1.0). Standard library only."""
+"""Rank tables: HCCL's files (version 1.0) that say which device of which server has which rank."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class RankedDevice:
     """One device of a server.
 
     Attributes:
-        rank: its place among all devices of all servers, from 0.
+        rank: its number among the devices of all servers, from 0.
         device_id: its number on its server, from 0.
-        device_ip: address of its network card, or None where the table gives none.
+        device_ip: address of its network card, or None if the table gives none.
     """
 
     rank: int
@@ -31,7 +31,7 @@ class RankedDevice:
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A server and its devices in the order of their ranks."""
+    """A server: its address or name, and its devices in the order of their ranks."""
 
     server_id: str
     devices: tuple[RankedDevice, ...]
@@ -64,7 +64,7 @@ def read_rank_table(path: str) -> RankTable:
     """Read and check a rank table.
 
     Raises:
-        UsageError: if it is missing, is no rank table, or its ranks are not 0 to N - 1, each once.
+        UsageError: if the file is missing or is no rank table, or if its ranks are not 0 to N - 1, each once.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -85,7 +85,7 @@ def parse_table(table: object) -> list:
     """The server entries of a parsed file.
 
     Raises:
-        ValueError: what is wrong, to follow "the rank table FILE".
+        ValueError: with words that continue the sentence "the rank table FILE".
     """
     if not isinstance(table, dict) or not isinstance(table.get("server_list"), list):
         raise ValueError('has no "server_list"')
@@ -129,7 +129,7 @@ def parse_device(entry: object, server_id: str) -> RankedDevice:
 
 
 def check_servers(servers: tuple[Server, ...]) -> None:
-    """Refuse servers, ranks or addresses given twice and ranks that are missing; errors as in `parse_table`."""
+    """Refuse servers, ranks or addresses that are given twice, and missing ranks; errors as in `parse_table`."""
     devices = [device for server in servers for device in server.devices]
     check_once([server.server_id for server in servers], "server {}")
     check_once([device.rank for device in devices], "rank {}")
@@ -140,7 +140,7 @@ def check_servers(servers: tuple[Server, ...]) -> None:
 
 
 def check_once(values: list, what: str) -> None:
-    """Refuse a value that is given twice; errors as in `parse_table`."""
+    """Refuse a value that is given twice; `what` names it, with {} in its place. Errors as in `parse_table`."""
     seen = set()
     for value in values:
         if value in seen:
@@ -161,10 +161,11 @@ def find_server(table: RankTable, server_id: str | None = None) -> Server:
     """The entry of the server that this program runs on.
 
     Args:
-        server_id: the entry to take; None looks for the one whose address or name is this machine's.
+        table: the rank table.
+        server_id: the entry to take; without it, the one whose address or name is this machine's.
 
     Raises:
-        UsageError: if it is not in the table, or several entries are this machine's.
+        UsageError: if there is no such entry, or if several are this machine's.
     """
     listed = ", ".join(server.server_id for server in table.servers)
     if server_id:
@@ -182,7 +183,7 @@ def find_server(table: RankTable, server_id: str | None = None) -> Server:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether an address or name belongs to this machine: only then can a socket be bound to it."""
+    """Whether an address or name belongs to this machine; a socket can be bound to no other."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -193,11 +194,11 @@ def is_this_machine(host: str) -> bool:
 
 
 def find_address() -> str:
-    """This machine's address towards other machines, or 127.0.0.1 where it has no network."""
+    """The address under which other machines reach this one, or 127.0.0.1 if there is no network."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            # Connecting a datagram socket sends nothing; it only chooses the outgoing card. The address is one of those
-            # set aside for documentation.
+            # Connecting a datagram socket sends nothing, it only chooses the outgoing network card. The address belongs
+            # to the block that is reserved for documentation.
             probe.connect(("192.0.2.1", 9))
             return probe.getsockname()[0]
         except OSError:
@@ -205,10 +206,10 @@ def find_address() -> str:
 
 
 def read_device_addresses(path: str = NPU_CONFIGURATION) -> dict[int, str]:
-    """The device addresses of this server's NPUs, by device number; empty where there is no NPU configuration.
+    """The network addresses of this server's NPUs, by device number; empty if there is no NPU configuration.
 
     Raises:
-        RunError: if the file is there and cannot be read.
+        RunError: if the file exists and cannot be read.
     """
     addresses = {}
     try:
@@ -225,13 +226,16 @@ def read_device_addresses(path: str = NPU_CONFIGURATION) -> dict[int, str]:
 
 
 def write_rank_table(path: str, server_id: str, device_ids: list[int], addresses: dict[int, str]) -> None:
-    """Write the table of one server whose devices are the ranks in the order given.
+    """Write the rank table of a single server.
 
     Args:
-        addresses: device addresses by device number; a device without one gets none.
+        path: the file to write.
+        server_id: the server's address or name.
+        device_ids: numbers of its devices; the first becomes rank 0, the next rank 1, and so on.
+        addresses: network addresses by device number; a device that is not among them gets no "device_ip".
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
     """
     devices = []
     for rank, device_id in enumerate(device_ids):

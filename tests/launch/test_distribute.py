@@ -33,15 +33,10 @@ from src.training.setup import check_sync_bn
 from src.weights.checkpoint import Checkpoint, read_entries
 from src.weights.network import load_model
 from tests.ranks import gradients
+from tests.support.launcher import launcher_command, wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 RANKS = ROOT / "tests" / "ranks"
-LAUNCH = """
-import sys
-from src.launch import command as launch
-from src.common.cli import run_cli
-sys.exit(run_cli(lambda argv: launch.main(argv, {!r})))
-"""
 # Small and short, but the whole of train.py: two ranks of 4 images, 4 steps an epoch, 2 epochs.
 FLAGS = {
     "image_size": 32,
@@ -80,7 +75,7 @@ def start(folder, images, ranks=2, program="train.py", table=None, environment=N
         write_rank_table(str(table), "127.0.0.1", list(range(ranks)), {})
     arguments = [table, images / "train", *as_flags(**{**FLAGS, **flags})]
     return subprocess.Popen(
-        [sys.executable, "-c", LAUNCH.format(str(RANKS / program)), *map(str, arguments)],
+        [*launcher_command(RANKS / program), *map(str, arguments)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "DEVICE_TARGET": "CPU", "WAIT": "1", **(environment or {})},
         stdout=subprocess.PIPE,
@@ -192,13 +187,6 @@ def processes_of(process):
     raise AssertionError(process.stderr.read())
 
 
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("mishaps")
@@ -211,7 +199,7 @@ class TestARunWithMishaps:
         return sorted(path.stem.rpartition("-")[2] for path in (folder / "checkpoint" / "model_0").glob("Eff*.ckpt"))
 
     def wait_for_checkpoint(self, process, folder, name):
-        wait_for(lambda: process.poll() is not None or name in self.saved(folder))
+        wait_for(lambda: process.poll() is not None or name in self.saved(folder), 120)
 
     def test_numbers_that_are_none_on_one_rank_end_the_run_before_they_are_saved(self, folder, images):
         process = start(folder, images, environment={"NAN_AT": "1,3"})

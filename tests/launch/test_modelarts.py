@@ -1,4 +1,4 @@
-"""ModelArts' copying, with a double of its library `moxing` whose object store is a folder of this machine."""
+"""Copying on ModelArts, with a double of its library `moxing` whose object store is a folder of this machine."""
 
 import os
 import re
@@ -13,6 +13,7 @@ from src.common.cli import RunError, UsageError
 from src.config import Config
 from src.launch import modelarts
 from src.launch.modelarts import copied_folders
+from tests.support.launcher import wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -163,18 +164,19 @@ def test_a_store_that_cannot_be_reached_is_named_and_tried_again(store, monkeypa
     assert capfd.readouterr().err.count("failed: timed out; it is tried again later") > 1
 
 
+def test_a_failed_last_copy_does_not_hide_why_the_run_failed(store, capfd):
+    config = job().replace(train_url="obs://unreachable")
+    with pytest.raises(RunError, match="the loss became nan"), copied_folders(config) as config:
+        save(config, "a.ckpt")
+        raise RunError("the loss became nan")
+    assert re.fullmatch("warning: copying .*/a.ckpt to obs://unreachable failed: timed out\n", capfd.readouterr().err)
+
+
 def test_the_scheduler_of_msrun_copies_nothing(monkeypatch):
     monkeypatch.setenv("MS_ROLE", "MS_SCHED")
     config = job()
     with copied_folders(config) as same:
         assert same is config
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
 
 
 def test_resume_auto_fetches_what_an_earlier_job_left(store):

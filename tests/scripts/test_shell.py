@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.launcher import wait_for
+
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = ROOT / "scripts"
 SHELL = shutil.which("dash") or "sh"
@@ -33,14 +35,6 @@ def run(place, script, *arguments, **environment):
     environment = {**os.environ, "PYTHON": str(place.parent / "python double"), **environment}
     command = [SHELL, SCRIPTS / script, *arguments]
     return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=60)
-
-
-def wait_for(condition, seconds=20):
-    """Wait until `condition()` holds; the test fails after `seconds`."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
 
 
 def called_with(text):
