@@ -12,8 +12,8 @@ import re
 import sys
 import textwrap
 
-from src.common.cli import UsageError, boolean, create_parser, run_cli
-from src.config import add_parameters, take_parameters
+from src.common.cli import UsageError, create_parser, run_cli
+from src.config import add_averaged_flag, add_parameters, take_parameters
 from src.weights.checkpoint import check_weights
 from src.weights.conversion import (
     Converted,
@@ -43,9 +43,7 @@ def parse_arguments(argv=None):
         help="timm's name of the model, where neither config.json nor the file's name tells efficientnet_b0 from "
         "tf_efficientnet_b0",
     )
-    # Training has a parameter of this name, which means another thing.
-    averaged = {"dest": "averaged", "metavar": "USE_EMA", "type": boolean, "default": True}
-    parser.add_argument("--use_ema", **averaged, help="take averaged weights where the file has them")
+    add_averaged_flag(parser)
     add_parameters(parser, OVERRIDES)
     arguments = parser.parse_args(argv)
     parameters = take_parameters(arguments)

@@ -9,8 +9,8 @@ import sys
 
 from tqdm import tqdm
 
-from src.common.cli import UsageError, boolean, create_parser, run_cli
-from src.config import Config, add_parameters, take_parameters
+from src.common.cli import UsageError, create_parser, run_cli
+from src.config import Config, add_averaged_flag, add_parameters, take_parameters
 from src.data.batches import Loading
 from src.data.image_folder import read_image_folder
 from src.data.listing import ImageFolder
@@ -33,9 +33,7 @@ def parse_arguments(argv=None):
     """Read the flags: (those of this script, the shared parameters)."""
     parser = create_parser(__doc__.splitlines()[0])
     parser.add_argument("--checkpoint_path", required=True, help="the .ckpt file to evaluate")
-    # Training has a parameter of this name, which means another thing.
-    averaged = {"dest": "averaged", "metavar": "USE_EMA", "type": boolean, "default": True}
-    parser.add_argument("--use_ema", **averaged, help="take averaged weights where the file has them")
+    add_averaged_flag(parser)
     bad = "leave out images that cannot be decoded, instead of counting them as wrong"
     parser.add_argument("--skip_bad_images", action="store_true", help=bad)
     add_parameters(parser, SHARED)

@@ -1,7 +1,4 @@
-"""Every parameter, its default and its command-line flag.
-
-`from src.config import config` gives the defaults as attributes; `parse_config(argv)` reads train.py's flags.
-"""
+"""Every parameter, its default and its command-line flag; `config` has the defaults as attributes."""
 
 from __future__ import annotations
 
