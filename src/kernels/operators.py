@@ -109,12 +109,11 @@ class ConvNormOperator(nn.Cell):
         """The gradients' shapes."""
         return (weight, gamma, gamma) if self.images else (x, weight, gamma, gamma)
 
-    def gradients(self, inputs, saved, upper):
-        """Of x, weight, gamma and beta, from the convolution's output and the statistics that it was normalised by."""
-        x, weight, gamma, beta = inputs
-        given = (upper, x, weight, *saved, gamma, beta, self.settings)
-        found = self.backward(*given)
-        return (self.backward_images(*given), *found) if self.images else found
+    def gradients(self, *given):
+        """Of x, weight, gamma and beta; `given` is what the functions in C++ take."""
+        if self.images:
+            return (self.backward_images(*given), *self.backward(*given))
+        return self.backward(*given)
 
 
 class ConvNormTraining(ConvNormOperator):
@@ -133,7 +132,7 @@ class ConvNormTraining(ConvNormOperator):
         return self.forward(x, weight, gamma, beta, self.norm.moving_mean, self.norm.moving_variance, self.settings)
 
     def bprop(self, x, weight, gamma, beta, out, upper):
-        return self.gradients((x, weight, gamma, beta), out[1:], upper[0])
+        return self.gradients(upper[0], x, weight, out[1], out[2], out[3], gamma, beta, self.settings)
 
 
 class ConvNormEvaluation(ConvNormOperator):
@@ -148,8 +147,8 @@ class ConvNormEvaluation(ConvNormOperator):
         return self.forward(x, weight, gamma, beta, self.norm.moving_mean, self.norm.moving_variance, self.settings)
 
     def bprop(self, x, weight, gamma, beta, out, upper):
-        saved = (self.convolve(x, weight, self.settings), self.norm.moving_mean, self.norm.moving_variance)
-        return self.gradients((x, weight, gamma, beta), saved, upper)
+        y, mean, variance = self.convolve(x, weight, self.settings), self.norm.moving_mean, self.norm.moving_variance
+        return self.gradients(upper, x, weight, y, mean, variance, gamma, beta, self.settings)
 
 
 class SqueezeKernel(nn.Cell):
