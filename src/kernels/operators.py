@@ -71,12 +71,13 @@ class ConvNormKernel(nn.Cell):
         self.in_training, self.in_evaluation = ConvNormTraining(library, layer), ConvNormEvaluation(library, layer)
 
     def construct(self, x):
-        parameters = (self.conv.weight, self.norm.gamma, self.norm.beta)
-        return self.in_training(x, *parameters)[0] if self.training else self.in_evaluation(x, *parameters)
+        norm = self.norm
+        inputs = (x, self.conv.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)
+        return self.in_training(*inputs)[0] if self.training else self.in_evaluation(*inputs)
 
 
 class ConvNormOperator(nn.Cell):
-    """What the operators of training and of evaluation have in common; its inputs are those that have gradients.
+    """What the operators of training and of evaluation have in common.
 
     Args:
         library, layer: see `ConvNormKernel`.
@@ -85,20 +86,26 @@ class ConvNormOperator(nn.Cell):
     Attributes:
         place: beginning of the functions' names. They are "pointwise" (1x1, stride 1), "depthwise" or "dense" (any
             convolution; its input is images).
+        forward: the operator.
+
+    Inputs: x, weight, gamma, beta, moving mean and moving variance. A gradient may not ask for parameters otherwise.
     """
 
     def __init__(self, library: str, layer: nn.Cell, training: bool):
         super().__init__(auto_prefix=False)
-        conv, self.norm = layer.conv, layer.norm
+        conv, norm = layer.conv, layer.norm
         self.stride, self.images = conv.stride[0], conv.group == 1 and conv.kernel_size != (1, 1)
         kind = "dense" if self.images else "depthwise" if conv.group > 1 else "pointwise"
         self.place = f"{library}:{kind}_"
         symmetric, activate = conv.pad_mode == "pad", layer.activation is not None
-        values = [self.stride, symmetric, activate, training, self.norm.eps, 1.0 - self.norm.momentum]
+        values = [self.stride, symmetric, activate, training, norm.eps, 1.0 - norm.momentum]
         self.settings = ms.Tensor(np.array(values, np.float32))
         self.backward = operator(self.place + "backward", self.backward_shapes, 3 if self.images else 4)
         # An operator of its own, which falls away where nobody asks for the images' gradient.
         self.backward_images = operator(self.place + "backward_images", lambda upper, x, *_: x) if self.images else None
+
+    def construct(self, x, weight, gamma, beta, moving_mean, moving_variance):
+        return self.forward(x, weight, gamma, beta, moving_mean, moving_variance, self.settings)
 
     def out_shape(self, x, weight, *_):
         """The output's shape."""
@@ -109,12 +116,12 @@ class ConvNormOperator(nn.Cell):
         """The gradients' shapes."""
         return (weight, gamma, gamma) if self.images else (x, weight, gamma, gamma)
 
-    def gradients(self, inputs, saved, upper):
-        """Of x, weight, gamma and beta, from the convolution's output and the statistics that it was normalised by."""
-        x, weight, gamma, beta = inputs
-        given = (upper, x, weight, *saved, gamma, beta, self.settings)
-        found = self.backward(*given)
-        return (self.backward_images(*given), *found) if self.images else found
+    def gradients(self, *given):
+        """Of all inputs, zero for the statistics; `given` is what the functions in C++ take."""
+        statistics = (ops.zeros_like(given[4]), ops.zeros_like(given[5]))
+        if self.images:
+            return (self.backward_images(*given), *self.backward(*given), *statistics)
+        return (*self.backward(*given), *statistics)
 
 
 class ConvNormTraining(ConvNormOperator):
@@ -129,11 +136,8 @@ class ConvNormTraining(ConvNormOperator):
 
         self.forward = operator(self.place + "train", shapes, 4, inputs="rrrrwwr", stride=self.stride)
 
-    def construct(self, x, weight, gamma, beta):
-        return self.forward(x, weight, gamma, beta, self.norm.moving_mean, self.norm.moving_variance, self.settings)
-
-    def bprop(self, x, weight, gamma, beta, out, upper):
-        return self.gradients((x, weight, gamma, beta), out[1:], upper[0])
+    def bprop(self, x, weight, gamma, beta, moving_mean, moving_variance, out, upper):
+        return self.gradients(upper[0], x, weight, out[1], out[2], out[3], gamma, beta, self.settings)
 
 
 class ConvNormEvaluation(ConvNormOperator):
@@ -144,12 +148,9 @@ class ConvNormEvaluation(ConvNormOperator):
         self.forward = operator(self.place + "infer", self.out_shape, stride=self.stride)
         self.convolve = operator(self.place + "convolve", self.out_shape, stride=self.stride)
 
-    def construct(self, x, weight, gamma, beta):
-        return self.forward(x, weight, gamma, beta, self.norm.moving_mean, self.norm.moving_variance, self.settings)
-
-    def bprop(self, x, weight, gamma, beta, out, upper):
-        saved = (self.convolve(x, weight, self.settings), self.norm.moving_mean, self.norm.moving_variance)
-        return self.gradients((x, weight, gamma, beta), saved, upper)
+    def bprop(self, x, weight, gamma, beta, mean, variance, out, upper):
+        y = self.convolve(x, weight, self.settings)
+        return self.gradients(upper, x, weight, y, mean, variance, gamma, beta, self.settings)
 
 
 class SqueezeKernel(nn.Cell):
