@@ -1,30 +1,30 @@
-"""Is an exported file the network that was trained? Images to run both on, and the comparison of their logits."""
+"""Is an exported file the network that was trained? Photos to run both on, and the comparison of their logits."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Callable
 
 import numpy as np
 
 from src.images.decode import read_file
 from src.images.preprocess import Preprocess, crop_encoded
+from src.weights.names import Weights
 
-NOISE_IMAGES = 4
-NOISE_SEED = 1
-PATCH = 16
-"""Pixels, side of the noise's coarse patches: single pixels alone would average out in the first layers."""
+LAST_BITS = 2.0**-20
+"""Relative change of every number that a network computes with, 8 to 16 units in float32's last place..."""
+ROUNDING_SEED = 1
+ROUNDING_DRAWS = 4
+"""...in so many draws of random signs..."""
+ROUNDING_FACTOR = 2
+"""...and how many times as far as the farthest of them two ways to compute the same network may lie apart.
+
+Where errors grow in proportion, ways that add up in another order lie about as far apart as a change of the last bit
+alone takes the logits, a thirtieth of this. Where a network is so steep that they jump, draws of the last bit alone
+would miss jumps."""
 SMALLEST_LOGIT = 1e-2
-
-
-def noise_pixels(preprocess: Preprocess) -> np.ndarray:
-    """Seeded noise, half in single pixels and half in patches: uint8 of shape (NOISE_IMAGES, S, S, 3)."""
-    generator = np.random.default_rng(NOISE_SEED)
-    size = preprocess.image_size
-    patches = -(-size // PATCH)
-    coarse = generator.integers(0, 256, (NOISE_IMAGES, patches, patches, 3))
-    coarse = coarse.repeat(PATCH, 1).repeat(PATCH, 2)[:, :size, :size]
-    fine = generator.integers(0, 256, (NOISE_IMAGES, size, size, 3))
-    return ((coarse + fine) // 2).astype(np.uint8)
+LARGE_ROUNDING = 0.1
 
 
 def read_pixels(paths: list[str], preprocess: Preprocess) -> np.ndarray:
@@ -53,6 +53,7 @@ class Comparison:
         largest: largest logit of the network, apart from what all classes of an image share.
         bound: the difference that is allowed.
         same_class: images that both put in the same class.
+        rounding: the difference that rounding errors may make, as far as it was measured.
     """
 
     images: int
@@ -60,11 +61,12 @@ class Comparison:
     largest: float
     bound: float
     same_class: int
+    rounding: float = 0.0
 
     @property
     def passed(self) -> bool:
         """Whether the file may be delivered; a number that is not finite never passes."""
-        return self.difference <= self.bound
+        return self.difference <= self.bound < math.inf
 
     def describe(self) -> str:
         """The figures for a line of output."""
@@ -74,9 +76,16 @@ class Comparison:
         )
 
     @property
-    def proves_little(self) -> bool:
-        """Whether the logits are so small that no difference could be seen."""
-        return self.largest < SMALLEST_LOGIT
+    def doubt(self) -> str | None:
+        """Why the comparison proves little, where it does."""
+        if self.largest < SMALLEST_LOGIT:
+            return "the logits are nearly zero, which proves little; the network looks untrained"
+        if self.rounding > self.largest * LARGE_ROUNDING:
+            return (
+                "on these images rounding errors alone may move the logits that far, which proves little; are they "
+                "like those that the network was trained on?"
+            )
+        return None
 
 
 def compare(
@@ -88,7 +97,7 @@ def compare(
         tolerance: difference allowed for each unit of the largest logit, and for logits below 1 altogether.
         relative: leave out of the difference what all classes of an image share. It changes neither the class nor a
             probability, and may be a hundred times as large as what tells the classes apart.
-        rounding: further difference that is allowed.
+        rounding: difference that is allowed in any case; see `measure_rounding`.
 
     Raises:
         ValueError: if the shapes differ.
@@ -99,10 +108,40 @@ def compare(
     apart = centre(reference)
     difference = float(np.abs(apart - centre(logits) if relative else reference - logits).max())
     largest = float(np.abs(apart).max())
-    return Comparison(len(reference), difference, largest, tolerance * max(1.0, largest) + rounding, same_class)
+    bound = max(tolerance * max(1.0, largest), rounding)
+    return Comparison(len(reference), difference, largest, bound, same_class, rounding)
 
 
 def centre(logits: np.ndarray) -> np.ndarray:
     """Logits less the mean of their image's, in float64; a single class has nothing to be apart from."""
     logits = logits.astype(np.float64)
     return logits - logits.mean(1, keepdims=True) if logits.shape[1] > 1 else logits
+
+
+def measure_rounding(
+    run: Callable[[Weights, np.ndarray], np.ndarray], weights: Weights, images: np.ndarray, reference: np.ndarray
+) -> float:
+    """How far rounding errors may take the logits, measured on the network itself.
+
+    Every intermediate result of a network is rounded, and each way to compute it rounds elsewhere. The effect is that
+    of a change in the last bits of the input and of the weights that follow.
+
+    Args:
+        run: weights and images to logits of shape (N, C).
+        weights: of the network, batch norms and all.
+        images: float32 of shape (N, 3, S, S).
+        reference: the logits of both as they are.
+    """
+    generator = np.random.default_rng(ROUNDING_SEED)
+    farthest = 0.0
+    for _ in range(ROUNDING_DRAWS):
+        changed = {name: change_last_bits(value, generator) for name, value in weights.items()}
+        logits = run(changed, change_last_bits(images, generator))
+        farthest = max(farthest, float(np.abs(logits - reference).max()))
+    return ROUNDING_FACTOR * farthest
+
+
+def change_last_bits(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Each number by LAST_BITS of itself larger or smaller."""
+    signs = generator.choice(np.array([-1, 1], np.float32), values.shape)
+    return values.astype(np.float32) * (1 + np.float32(LAST_BITS) * signs)
