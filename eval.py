@@ -44,7 +44,7 @@ def parse_arguments(argv=None):
     return arguments, parameters
 
 
-def check_agreement(parameters: Config, checkpoint: Checkpoint, folder: ImageFolder) -> None:
+def check_flags_and_folder(parameters: Config, checkpoint: Checkpoint, folder: ImageFolder) -> None:
     """Refuse flags and folders that contradict what the checkpoint says of itself.
 
     Raises:
@@ -66,7 +66,7 @@ def main(argv=None) -> int:
     checkpoint = read_checkpoint(arguments.checkpoint_path)
     info = checkpoint.info
     folder = read_image_folder(parameters.dataset_path)
-    check_agreement(parameters, checkpoint, folder)
+    check_flags_and_folder(parameters, checkpoint, folder)
 
     averaged = arguments.averaged and checkpoint.ema is not None
     network = build_network(info)

@@ -25,8 +25,8 @@ def main(argv=None) -> None:
     found = list_results(arguments.result_path)
     missing = sorted(expected.keys() - found)
     surplus = sorted(found - expected.keys())
-    report("missing", missing)
-    report("surplus", surplus)
+    print_names("missing", missing)
+    print_names("surplus", surplus)
     if len(missing) == len(expected):
         raise RunError(f"{arguments.result_path}: none of the {len(expected)} labelled images has a result")
 
@@ -43,7 +43,7 @@ def main(argv=None) -> None:
         )
 
 
-def report(what: str, names: Sequence[str]) -> None:
+def print_names(what: str, names: Sequence[str]) -> None:
     """Name files on standard error, one a line."""
     for name in names:
         print(f"{what}: {name}", file=sys.stderr)

@@ -38,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num_workers", type=positive_int, default=count_cores(), help="threads")
     arguments = parser.parse_args(argv)
     # Imported here: it needs Pillow, which programs that only list a folder do without.
-    from src.data.scan import report, scan_images
+    from src.data.scan import describe_scan, scan_images
 
     folder = read_image_folder(arguments.folder)
     scan = scan_images(folder, arguments.num_workers, sys.stderr.isatty())
-    for line in report(folder, scan):
+    for line in describe_scan(folder, scan):
         print(line)
     return 1 if scan.bad else 0
 

@@ -186,7 +186,7 @@ def write_shard(folder: ImageFolder, indices: range, description: dict, sizes: n
     with tempfile.TemporaryDirectory(prefix=ASIDE, dir=out) as aside:
         path = os.path.join(aside, name)
         checksums = write_images(folder, indices, description, sizes, path)
-        verify(folder, indices, checksums, path)
+        verify_shard(folder, indices, checksums, path)
         # The index comes first: once the shard has its name, both files are there.
         for suffix in (".db", ""):
             with open(path + suffix, "rb") as file:
@@ -266,7 +266,7 @@ def first_line(error: Exception) -> str:
     return useful[0] if useful else type(error).__name__
 
 
-def verify(folder: ImageFolder, indices: range, checksums: list[int], path: str) -> None:
+def verify_shard(folder: ImageFolder, indices: range, checksums: list[int], path: str) -> None:
     """Read a shard back and compare it with the listing and the checksums.
 
     Raises:

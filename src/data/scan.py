@@ -77,7 +77,7 @@ def scan_images(folder: ImageFolder, workers: int, terminal: bool) -> Scan:
     return scan
 
 
-def report(folder: ImageFolder, scan: Scan) -> Iterator[str]:
+def describe_scan(folder: ImageFolder, scan: Scan) -> Iterator[str]:
     """The lines of the report on a scan."""
     counts = np.bincount(folder.labels, minlength=len(folder.classes))
     yield f"{'label':>6} {'images':>8} {'MB':>10}  class"

@@ -48,4 +48,4 @@ def sum_over_ranks(score: Score) -> Score:
     if count_ranks() == 1:
         return score
     images, top_1, top_5, unusable = sum_counts([score.images, score.top_1, score.top_5, score.unusable])
-    return Score(images, sum_floats([score.loss_sum])[0], top_1, top_5, unusable)
+    return Score(images=images, loss_sum=sum_floats([score.loss_sum])[0], top_1=top_1, top_5=top_5, unusable=unusable)

@@ -128,8 +128,20 @@ def augment(
     if size:
         check_pixels(*size, path)
         check_shape(*size, preprocess, path)
-        reduce, box = choose_box(numbers, *size, augmentation, side)
-        if engine.resize_jpeg(data, Request(reduce, *box, side, side, 0, 0, side, FILTERS["bilinear"], flip), out):
+        reduce, (left, top, width, height) = choose_box(numbers, *size, augmentation, side)
+        request = Request(
+            reduce=reduce,
+            left=left,
+            top=top,
+            width=width,
+            height=height,
+            new_width=side,
+            new_height=side,
+            side=side,
+            filter=FILTERS["bilinear"],
+            flip=flip,
+        )
+        if engine.resize_jpeg(data, request, out):
             return
     augment_by_pillow(data, path, numbers, augmentation, preprocess, flip, out)
 

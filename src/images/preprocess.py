@@ -194,9 +194,16 @@ def crop_encoded(data: bytes, path: str, preprocess: Preprocess) -> np.ndarray:
         check_shape(width, height, preprocess, path)
         new_height, new_width = resized_size(height, width, preprocess.resize)
         side = preprocess.image_size
-        window = (new_width - side) // 2, (new_height - side) // 2
         request = Request(
-            1, 0, 0, width, height, new_width, new_height, *window, side, FILTERS[preprocess.interpolation], 0
+            reduce=1,
+            width=width,
+            height=height,
+            new_width=new_width,
+            new_height=new_height,
+            window_left=(new_width - side) // 2,
+            window_top=(new_height - side) // 2,
+            side=side,
+            filter=FILTERS[preprocess.interpolation],
         )
         planes = np.empty((3, side, side), np.uint8)
         if engine.resize_jpeg(data, request, planes):

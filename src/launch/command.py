@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from src.common.cli import UsageError
 from src.common.files import locked
-from src.launch.plan import LaunchPlan, make_plan
+from src.launch.launch_plan import LaunchPlan, make_plan
 from src.launch.processes import run_workers
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Callable
 
 from src.common.cli import RunError
-from src.launch.plan import LaunchPlan, Worker
+from src.launch.launch_plan import LaunchPlan, Worker
 
 LAST_LINES = 10
 POLL_SECONDS = 0.1

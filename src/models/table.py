@@ -56,7 +56,15 @@ def layer_table(architecture: Architecture, image_size: int, num_classes: int = 
     last = normed(architecture.blocks[-1].out_channels, head, 1, size)
     rows.append(count_row("head", "Conv", 1, 1, head, [last]))
     dense = head * num_classes
-    rows.append(Row("classifier", "mean, dropout, dense", (num_classes,), dense + num_classes, dense))
+    rows.append(
+        Row(
+            name="classifier",
+            kind="mean, dropout, dense",
+            output_shape=(num_classes,),
+            parameters=dense + num_classes,
+            multiply_adds=dense,
+        )
+    )
     return rows
 
 
@@ -84,11 +92,11 @@ def count_row(
     stride_text = f", stride {stride}" if stride > 1 else ""
     size = convolutions[-1].size
     return Row(
-        name,
-        f"{kind}, k{kernel_size}x{kernel_size}{stride_text}",
-        (channels, size, size),
-        sum(convolution.weights + convolution.others for convolution in convolutions),
-        sum(convolution.weights * convolution.size**2 for convolution in convolutions),
+        name=name,
+        kind=f"{kind}, k{kernel_size}x{kernel_size}{stride_text}",
+        output_shape=(channels, size, size),
+        parameters=sum(convolution.weights + convolution.others for convolution in convolutions),
+        multiply_adds=sum(convolution.weights * convolution.size**2 for convolution in convolutions),
     )
 
 

@@ -100,7 +100,13 @@ def create_schedule(config: Config, device: Device, folder: ImageFolder) -> Sche
             "a smaller --batch_size makes a step"
         )
     rates = create_learning_rates(config, global_batch, updates)
-    return Schedule(config.epoch_size, updates * config.accumulate_steps, images_per_step, global_batch, rates)
+    return Schedule(
+        epochs=config.epoch_size,
+        steps_per_epoch=updates * config.accumulate_steps,
+        images_per_step=images_per_step,
+        global_batch=global_batch,
+        learning_rates=rates,
+    )
 
 
 def create_learning_rates(config: Config, global_batch: int, updates_per_epoch: int) -> np.ndarray:

@@ -98,7 +98,17 @@ def resolve_run(config: Config) -> Run:
     if config.sync_bn:
         check_sync_bn(device)
     schedule = create_schedule(config, device, folder)
-    return Run(config, device, folder, held_out, run_folder, resumed, pretrained, info, schedule)
+    return Run(
+        config=config,
+        device=device,
+        folder=folder,
+        held_out=held_out,
+        run_folder=run_folder,
+        resumed=resumed,
+        pretrained=pretrained,
+        info=info,
+        schedule=schedule,
+    )
 
 
 def read_held_out(config: Config, folder: ImageFolder) -> ImageFolder | None:

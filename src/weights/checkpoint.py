@@ -147,7 +147,7 @@ def read_checkpoint(path: str) -> Checkpoint:
         state = json.loads(state) if isinstance(state, str) else {}
     except ValueError:
         raise RunError(f"{path}: its training state is broken") from None
-    return Checkpoint(path, info, weights, ema or None, entries, state)
+    return Checkpoint(path=path, info=info, weights=weights, ema=ema or None, training=entries, state=state)
 
 
 def read_published(path: str, entries: Weights) -> Checkpoint:
@@ -164,7 +164,9 @@ def read_published(path: str, entries: Weights) -> Checkpoint:
         raise RunError(f"{path}: it has no classifier; convert_weights.py can give it a new one")
     info = source_of(layout).describe(translated.variant, translated.num_classes)
     check_weights(path, info, translated.weights)
-    return Checkpoint(path, info, translated.weights, None, {}, {}, described=False)
+    return Checkpoint(
+        path=path, info=info, weights=translated.weights, ema=None, training={}, state={}, described=False
+    )
 
 
 def read_entries(path: str) -> Weights:

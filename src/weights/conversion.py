@@ -88,7 +88,9 @@ def read_source(path: str, architecture: str | None, averaged: bool, class_num: 
         weights = {**weights, **new_classifier(info)}
         info = dataclasses.replace(info, class_names=None)
         origin += f", without a classifier: it gets a new, untrained one for {num_classes} classes"
-    return Converted(weights, info, origin, translated.counters, translated.left_out)
+    return Converted(
+        weights=weights, info=info, origin=origin, counters=translated.counters, left_out=translated.left_out
+    )
 
 
 def read_ours(path: str, architecture: str | None, averaged: bool, class_num: int | None) -> Converted:

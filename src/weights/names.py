@@ -187,7 +187,13 @@ def to_ours(entries: Weights, source: str) -> Translated:
     if missing:
         raise RunError(f"{reading} {count_entries(missing)} missing: {list_names(missing)}")
     weights = {our: as_float32(entries[their], their, source) for our, their in names.items()}
-    return Translated(layout, architecture.name, weights, read_counters(entries, counters, source), left_out)
+    return Translated(
+        layout=layout,
+        variant=architecture.name,
+        weights=weights,
+        counters=read_counters(entries, counters, source),
+        left_out=left_out,
+    )
 
 
 def to_theirs(layout: Layout, variant: str, weights: Weights, counters: np.ndarray | None = None) -> Weights:

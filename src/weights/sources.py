@@ -67,7 +67,14 @@ class Source:
             if re.search(pattern, name):
                 settings.update(differing)
         names = class_names_for(num_classes)
-        return ModelInfo(variant, num_classes, names, self.padding, member.norm_eps, Preprocess(**settings))
+        return ModelInfo(
+            variant=variant,
+            num_classes=num_classes,
+            class_names=names,
+            padding=self.padding,
+            norm_eps=member.norm_eps,
+            preprocess=Preprocess(**settings),
+        )
 
 
 HALF = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
@@ -134,11 +141,11 @@ SOURCES = {
     ),
     # The zoo's evaluation resizes to 255 for 224 pixels, with OpenCV's linear interpolation.
     "zoo": Source(
-        "the MindSpore model zoo",
-        LAYOUTS["zoo"],
-        "same",
-        {name: Member(TF_EPS, size, size * 255 // 224) for name, size in SIZES.items()},
-        "bilinear",
+        title="the MindSpore model zoo",
+        layout=LAYOUTS["zoo"],
+        padding="same",
+        members={name: Member(TF_EPS, size, size * 255 // 224) for name, size in SIZES.items()},
+        interpolation="bilinear",
         **HALF,
     ),
     # Its batch norms have MindSpore's own epsilon up to B4.

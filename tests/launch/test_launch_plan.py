@@ -4,7 +4,7 @@ import pytest
 
 from src.common.cli import UsageError
 from src.config import PARAMETERS, path_parameters
-from src.launch.plan import absolute_paths, make_plan, share_of_cores
+from src.launch.launch_plan import absolute_paths, make_plan, share_of_cores
 from tests.support.launcher import PAIR, write_table
 
 

@@ -122,7 +122,9 @@ def make_plan(arguments: Sequence[str], environment: Mapping[str, str], program:
         return LaunchPlan(table, server, target, ranks)
     cluster = cluster_variables(table, choose_port(table, environment))
     scheduler = plan_scheduler(table, cluster, here) if server == table.master else None
-    return LaunchPlan(table, server, target, join_cluster(ranks, cluster, environment), scheduler)
+    return LaunchPlan(
+        table=table, server=server, target=target, ranks=join_cluster(ranks, cluster, environment), scheduler=scheduler
+    )
 
 
 def choose_target(flags: Sequence[str], environment: Mapping[str, str]) -> str:
@@ -183,7 +185,13 @@ def plan_rank(table: RankTable, device: RankedDevice, command: Sequence[str], he
         "RANK_SIZE": str(table.rank_size),
         "RANK_TABLE_FILE": table.path,
     }
-    return Worker(f"rank {device.rank}", folder, os.path.join(folder, LOG_NAME), tuple(command), variables)
+    return Worker(
+        name=f"rank {device.rank}",
+        folder=folder,
+        log=os.path.join(folder, LOG_NAME),
+        command=tuple(command),
+        variables=variables,
+    )
 
 
 # On the CPU ranks find each other through MindSpore's dynamic cluster
@@ -249,4 +257,6 @@ def plan_scheduler(table: RankTable, cluster: Mapping[str, str], here: str) -> W
     """The scheduler of the dynamic cluster, with its log beside rank 0's."""
     variables = {"RANK_ID": "0", "RANK_SIZE": str(table.rank_size), **cluster, "MS_ROLE": "MS_SCHED", "GLOG_v": "3"}
     log = os.path.join(rank_folder(0, here), "scheduler.log")
-    return Worker("the scheduler", here, log, (sys.executable, "-c", SCHEDULER_CODE), variables)
+    return Worker(
+        name="the scheduler", folder=here, log=log, command=(sys.executable, "-c", SCHEDULER_CODE), variables=variables
+    )
