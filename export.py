@@ -9,9 +9,10 @@ import os
 import sys
 
 from src.common.cli import UsageError, boolean, choice, create_parser, positive_float, positive_int, run_cli
-from src.config import Config, add_parameters, take_parameters
+from src.config import Config, add_averaged_flag, add_parameters, take_parameters
 from src.export.exporter import export
-from src.export.plan import PRECISIONS, SUFFIXES, Plan, complete_path
+from src.export.formats import FORMATS, check_device, check_plan, complete_path
+from src.export.plan import PRECISIONS, ExportPlan
 from src.runtime.device import prepare_device
 from src.weights.checkpoint import Checkpoint, read_checkpoint
 from src.weights.conversion import ImageSettings, override
@@ -25,11 +26,10 @@ def parse_arguments(argv=None):
     parser = create_parser(__doc__.splitlines()[0])
     parser.add_argument("--checkpoint_path", required=True, help="the .ckpt file to export")
     parser.add_argument("--file_name", help="file to write; the format's suffix may be left out (default: the variant)")
-    formats = {"type": choice(*SUFFIXES), "default": "MINDIR", "metavar": "|".join(SUFFIXES)}
+    formats = {"type": choice(*FORMATS), "default": "MINDIR", "metavar": "|".join(FORMATS)}
     parser.add_argument("--file_format", **formats, help="AIR needs an Ascend device (default: MINDIR)")
-    # Training has parameters of these names, which mean other things.
-    averaged = {"dest": "averaged", "metavar": "USE_EMA", "type": boolean, "default": True}
-    parser.add_argument("--use_ema", **averaged, help="take averaged weights where the file has them (default: True)")
+    add_averaged_flag(parser)
+    # Training has a parameter of this name, which means another thing.
     batch = {"dest": "fixed_batch", "metavar": "BATCH_SIZE", "type": positive_int}
     parser.add_argument("--batch_size", **batch, help="images of a run of MINDIR and AIR (default: 1)")
     add_content_flags(parser.add_argument_group("what is in the file"))
@@ -58,7 +58,9 @@ def add_content_flags(group) -> None:
 
 def add_proof_flags(group) -> None:
     """Flags on how the file is proved."""
-    images = "folder of images to run file and checkpoint on (default: noise; int8: those of --calibration_path)"
+    images = (
+        "folder of images to run file and checkpoint on (default: seeded patterns; int8: those of --calibration_path)"
+    )
     group.add_argument("--verify", metavar="DIR", help=images)
     tolerance = "difference allowed for each unit of the largest logit (default: 0.0001; fp16 0.03, int8 0.5)"
     group.add_argument("--tolerance", type=positive_float, help=tolerance)
@@ -84,36 +86,47 @@ def resolve_info(parameters: Config, checkpoint: Checkpoint) -> ModelInfo:
     return override(info, ImageSettings(image_size=parameters.image_size))
 
 
+def plan_export(arguments, parameters: Config, checkpoint: Checkpoint) -> ExportPlan:
+    """What the flags ask for.
+
+    Raises:
+        UsageError: if they contradict each other, the checkpoint, or what the format can do.
+    """
+    kind = FORMATS[arguments.file_format]
+    info = resolve_info(parameters, checkpoint)
+    plan = ExportPlan(
+        path=complete_path(arguments.file_name or f"efficientnet_{info.variant}", kind),
+        file_format=kind,
+        info=info,
+        averaged=arguments.averaged and checkpoint.ema is not None,
+        fold_bn=arguments.fold_bn,
+        batch_size=arguments.fixed_batch,
+        include_preprocessing=arguments.include_preprocessing,
+        include_softmax=arguments.include_softmax,
+        precision=arguments.precision,
+        calibration_path=arguments.calibration_path,
+        reduce_range=arguments.reduce_range,
+        verify_path=arguments.verify,
+        tolerance=arguments.tolerance,
+    )
+    check_plan(plan)
+    return plan
+
+
 def main(argv=None) -> None:
     """Load, write, prove, say what was done."""
     arguments, parameters = parse_arguments(argv)
-    kind = arguments.file_format
+    kind = FORMATS[arguments.file_format]
     if arguments.file_name is not None:
         complete_path(arguments.file_name, kind)  # a wrong name is known before the device is started
     device = prepare_device(parameters.device_target, parameters.device_id)
-    if kind == "AIR" and device.target != "Ascend":
-        raise UsageError(f"--file_format AIR needs an Ascend device, this is a {device.target}; take MINDIR or ONNX")
+    check_device(kind, device.target)
     checkpoint = read_checkpoint(arguments.checkpoint_path)
-    info = resolve_info(parameters, checkpoint)
-    averaged = arguments.averaged and checkpoint.ema is not None
-    plan = Plan(
-        complete_path(arguments.file_name or f"efficientnet_{info.variant}", kind),
-        kind,
-        info,
-        averaged,
-        arguments.fold_bn,
-        arguments.fixed_batch,
-        arguments.include_preprocessing,
-        arguments.include_softmax,
-        arguments.precision,
-        arguments.calibration_path,
-        arguments.reduce_range,
-        arguments.verify,
-        arguments.tolerance,
-    )
+    plan = plan_export(arguments, parameters, checkpoint)
+    info = plan.info
     print(
         f"device: {device.describe()}; EfficientNet-{info.variant.upper()}, {info.num_classes} classes, "
-        f"{'averaged' if averaged else 'raw'} weights, {plan.precision}",
+        f"{'averaged' if plan.averaged else 'raw'} weights, {plan.precision}",
         flush=True,
     )
     export(checkpoint, plan)

@@ -32,10 +32,12 @@ from src.evaluation.class_report import ClassTally, check_writable, draw_confusi
 from src.evaluation.metrics import Score
 from src.images.bad_images import UnusableImages
 from src.images.preprocess import INTERPOLATIONS
-from src.inference.classification import BatchSizes, choose_sizes, classify, describe_decoder
+from src.inference.classification import BATCH_SIZES, choose_batch_size, classify, describe_decoder
+from src.inference.model import OnnxModel, open_model
 from src.inference.predictions import Table, as_json, display_names, error_as_json, top_classes
 from src.inference.progress import ProgressLine
-from src.inference.session import PROVIDERS, GivenSettings, OnnxModel, open_model, read_class_names
+from src.inference.session import PROVIDERS
+from src.inference.settings import GivenSettings, read_class_names
 
 TOP_K = 5
 
@@ -77,7 +79,8 @@ def add_machine_flags(group) -> None:
     )
     group.add_argument("--device_id", type=non_negative_int, help="number of the GPU or NPU (default: 0)")
     group.add_argument("--threads", type=positive_int, help="batches under way at once (default: the cores)")
-    group.add_argument("--batch_size", type=positive_int, help="images a batch (default: the fastest of the first few)")
+    sizes = ", ".join(f"{size} on {target}" for target, size in BATCH_SIZES.items())
+    group.add_argument("--batch_size", type=positive_int, help=f"images a batch (default: {sizes})")
 
 
 def add_model_flags(group) -> None:
@@ -106,8 +109,8 @@ def check_arguments(arguments) -> None:
             raise UsageError(f"--{flag} goes with {other} only")
 
 
-def prepare(arguments, images: int) -> tuple[OnnxModel, BatchSizes, int]:
-    """Open the file for so many images: (it, the sizes of the batches, how many of them are under way at once)."""
+def prepare(arguments, images: int) -> tuple[OnnxModel, int, int]:
+    """Open the file for so many images: (it, images a batch, how many batches are under way at once)."""
     cores = arguments.threads or count_cores()
     threads = min(cores, images)
     flags = ("image_size", "resize", "crop_ratio", "interpolation", "mean", "std")
@@ -115,17 +118,17 @@ def prepare(arguments, images: int) -> tuple[OnnxModel, BatchSizes, int]:
     given = GivenSettings(class_names=names, **{name: getattr(arguments, name) for name in flags})
     # Fewer images than cores: one call of the network takes several cores.
     model = open_model(arguments.onnx_path, given, arguments.device_target, arguments.device_id, cores // threads)
-    return model, choose_sizes(model, arguments.batch_size, threads), threads
+    return model, choose_batch_size(model, arguments.batch_size), threads
 
 
-def evaluate(arguments) -> None:
+def evaluate_folder(arguments) -> None:
     """Top-1, top-5 and loss over a labelled folder, and what else was asked for."""
     folder = read_image_folder(arguments.dataset_path)
     for path in filter(None, (arguments.report, arguments.confusion)):
         check_writable(path)
     if arguments.confusion:
         import_figure()
-    model, sizes, threads = prepare(arguments, len(folder))
+    model, batch_size, threads = prepare(arguments, len(folder))
     model.info.check_folder(folder.classes, folder.root, model.path)
     say = functools.partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
     say(f"model: {model.describe()}; {model.target}, {threads} threads")
@@ -133,7 +136,7 @@ def evaluate(arguments) -> None:
 
     score, tally = Score(), ClassTally(len(folder.classes), bool(arguments.confusion))
     unusable, progress = UnusableImages(len(folder), arguments.skip_bad_images), ProgressLine(len(folder))
-    for batch in classify(model, folder, sizes, threads):
+    for batch in classify(model, folder, batch_size, threads):
         labels = folder.labels[batch.indices]
         score.add(batch.logits, labels, arguments.label_smooth_factor)
         tally.add(batch.logits, labels)
@@ -146,7 +149,7 @@ def evaluate(arguments) -> None:
     progress.clear()
     if score.images == 0:
         raise RunError(f"{folder.root}: none of its {len(folder)} images could be used")
-    tell_score(score, unusable, progress, sizes.best, arguments.json)
+    tell_score(score, unusable, progress, batch_size, arguments.json)
     if arguments.report:
         write_report(arguments.report, tally, folder.classes)
         say(f"classes: {arguments.report}")
@@ -175,13 +178,13 @@ def tell_score(score: Score, unusable: UnusableImages, progress: ProgressLine, b
 def predict(arguments) -> None:
     """The most probable classes of single images, each printed as soon as it is known."""
     images = find_images(arguments.image)
-    model, sizes, threads = prepare(arguments, len(images))
+    model, batch_size, threads = prepare(arguments, len(images))
     names = display_names(model.info)
     table = Table(images.paths, names)
     unusable = UnusableImages(len(images), arguments.skip_bad_images)
     if not arguments.json:
         print(f"model: {model.describe()}; {model.target}, {threads} threads\n\n{table.head()}", flush=True)
-    for batch in classify(model, images, sizes, threads):
+    for batch in classify(model, images, batch_size, threads):
         logits = dict(zip(batch.indices, batch.logits))
         for index in sorted([*logits, *batch.errors]):
             path = images.full_path(index)
@@ -202,7 +205,7 @@ def main(argv=None) -> None:
     if arguments.image:
         predict(arguments)
     else:
-        evaluate(arguments)
+        evaluate_folder(arguments)
 
 
 if __name__ == "__main__":

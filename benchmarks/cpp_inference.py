@@ -39,8 +39,9 @@ from benchmarks.photos import draw, encode
 from src.common.cli import ArgumentParser, RunError, UsageError, positive_int, run_cli
 from src.data.image_folder import read_image_folder
 from src.images.preprocess import load_image
+from src.inference.model import open_model
 from src.inference.result_files import read_result, result_names
-from src.inference.session import GivenSettings, open_model
+from src.inference.settings import GivenSettings
 
 CLASSES = 10
 SIZE = 224

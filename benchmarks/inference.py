@@ -7,7 +7,7 @@ of 500 x 375 pixels. In each round everything is measured once, in turn; what is
     python benchmarks/inference.py
 
 - limit: cores / (time to prepare an image + time of the network for it), each alone on one core.
-- ours: what infer_onnx.py does, with its own choice of the batch size; its start is left out.
+- ours: what infer_onnx.py does, in batches of its default size; its start is left out.
 - zoo's way: Pillow, NumPy and ONNX Runtime as they come, one image after the other, on our file.
 - timm, ONNX: timm's export in ONNX Runtime as timm's onnx_validate.py runs it, batches from its loader's processes.
 - timm, PyTorch: the same loader, and the network in PyTorch, channels last.
@@ -43,13 +43,16 @@ from src.common.cli import ArgumentParser, RunError, positive_int, run_cli
 from src.common.machine import count_cores
 from src.data.image_list import ImageList, find_images
 from src.images.preprocess import Preprocess, load_image
-from src.inference.classification import CANDIDATES, choose_sizes, classify, read_crop
-from src.inference.session import GivenSettings, OnnxModel, open_model
+from src.inference.classification import choose_batch_size, classify, read_crop
+from src.inference.model import OnnxModel, open_model
+from src.inference.settings import GivenSettings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FOREIGN = GivenSettings(mean=tuple(255 * part for part in MEAN), std=tuple(255 * part for part in STD))
 SIZE = 224
 PEER_BATCH = 32
+SIZES = (1, 2, 4)
+"""Of the batches that the network is tried alone with, on one core."""
 TOLERANCE = 2e-3
 
 
@@ -196,10 +199,10 @@ class Bench:
         """The network alone on one core, with the batch size that suits it best."""
         best = 0.0
         with one_core():
-            for size in CANDIDATES["CPU"]:
+            for size in SIZES:
                 batch = prepare(self.ours, self.images, range(size))
                 self.ours.run(batch)
-                calls = max(1, len(self.images) // size // len(CANDIDATES["CPU"]))
+                calls = max(1, len(self.images) // size // len(SIZES))
                 best = max(best, calls * size / time_of(lambda: [self.ours.run(batch) for _ in range(calls)]))  # noqa: B023
         return best
 
@@ -212,9 +215,9 @@ class Bench:
         return len(self.images) / seconds
 
     def rate_of_program(self, model: OnnxModel) -> float:
-        """What infer_onnx.py does, its trials of batch sizes included."""
-        sizes = choose_sizes(model, None, self.cores)
-        return len(self.images) / time_of(lambda: list(classify(model, self.images, sizes, self.cores)))
+        """What infer_onnx.py does."""
+        batch_size = choose_batch_size(model, None)
+        return len(self.images) / time_of(lambda: list(classify(model, self.images, batch_size, self.cores)))
 
     def rate_of_zoo(self) -> float:
         """One image after the other."""

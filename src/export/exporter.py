@@ -1,9 +1,8 @@
-"""A checkpoint to a MINDIR, ONNX or AIR file: write it, prove it, and only then put it under its name."""
+"""A checkpoint to a file for deployment: write it, prove it, and only then put it under its name."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Callable
 
@@ -12,8 +11,8 @@ import numpy as np
 from src.common.cli import RunError
 from src.common.files import atomic_path, atomic_write
 from src.data.image_list import images_below
-from src.export.mindir_file import open_mindir, run_batches, write_mindspore
-from src.export.plan import Plan, normalise_all
+from src.export.mindir_file import run_batches
+from src.export.plan import ExportPlan, Run, normalise_all
 from src.export.seeded_images import seeded_images
 from src.export.verification import Comparison, compare, measure_rounding, pick_evenly, read_pixels
 from src.weights.checkpoint import Checkpoint
@@ -28,10 +27,10 @@ VERIFICATION_IMAGES = 32
 REFERENCE_BATCH = 4
 
 
-def export(checkpoint: Checkpoint, plan: Plan, say: Callable[[str], None] = print) -> None:
+def export(checkpoint: Checkpoint, plan: ExportPlan, say: Callable[[str], None] = print) -> None:
     """Write the file that a plan describes.
 
-    The file, and beside MINDIR and AIR their description, appear when everything has succeeded, and only then replace
+    The file, and its description where that lies beside it, appear when everything has succeeded, and only then replace
     older ones.
 
     Args:
@@ -43,25 +42,19 @@ def export(checkpoint: Checkpoint, plan: Plan, say: Callable[[str], None] = prin
         RunError: if the file does not compute what the network does, or an image or a weight cannot be used.
         OSError: if it cannot be written.
     """
+    kind = plan.file_format
     weights = checkpoint.ema if plan.averaged else checkpoint.weights
     calibration, proof = find_proof(plan)
     with contextlib.ExitStack() as stack, naming(plan.path):
         # Opened first, so that a folder that cannot be written is known at once. The description gets its name last
         # but one: a MINDIR file is never without it.
         path = stack.enter_context(atomic_path(plan.path))
-        if plan.file_format == "ONNX":
-            # Imported here: MINDIR needs neither onnx nor ONNX Runtime.
-            from src.export.onnx_file import open_onnx, write_onnx
-
-            write_onnx(path, weights, checkpoint.path, plan, calibration, say)
-            open_file = open_onnx
-        else:
+        if not kind.describes_itself:
             file = stack.enter_context(atomic_write(info_path(plan.path), "w"))
             file.write(plan.info.to_json(indent=2) + "\n")
-            write_mindspore(path, weights, plan)
-            open_file = functools.partial(open_mindir, batch_size=plan.batch_size)
-        if plan.file_format != "AIR":
-            verify(weights, plan, proof, open_file(path), say)
+        kind.write(path, plan, weights, checkpoint.path, calibration, say)
+        if kind.runs_here:
+            verify(weights, plan, proof, kind.open(path, plan), say)
 
 
 @contextlib.contextmanager
@@ -75,8 +68,8 @@ def naming(path: str) -> Iterator[None]:
         raise
 
 
-def find_proof(plan: Plan) -> tuple[list[str], list[str]]:
-    """The images to calibrate and to verify with; the second list is empty where noise will do.
+def find_proof(plan: ExportPlan) -> tuple[list[str], list[str]]:
+    """The images to calibrate and to verify with; the second list is empty where `seeded_images` will do.
 
     Raises:
         RunError: if a folder is missing or holds no image.
@@ -85,18 +78,18 @@ def find_proof(plan: Plan) -> tuple[list[str], list[str]]:
     calibration = pick_evenly(available, CALIBRATION_IMAGES)
     if plan.verify_path:
         return calibration, pick_evenly(images_below(plan.verify_path), VERIFICATION_IMAGES)
-    # Ranges of real images do not suit noise, so int8 is proved on its own kind, on other images where there are some.
+    # int8's ranges suit images of the calibration's kind only; others of its folder are taken where there are some.
     others = sorted(set(available) - set(calibration)) or calibration
     return calibration, pick_evenly(others, VERIFICATION_IMAGES)
 
 
-def verify(weights: Weights, plan: Plan, proof: list[str], run: Callable[[np.ndarray], np.ndarray], say) -> None:
+def verify(weights: Weights, plan: ExportPlan, proof: list[str], run: Run, say) -> None:
     """Compare a file's logits with those of the network that is evaluated, batch norms and all.
 
     Args:
         weights: of the network.
         plan: what the file was to be.
-        proof: images to compare on; none for noise.
+        proof: images to compare on; empty for seeded patterns.
         run: the file: images as its input wants them to logits.
         say: told the figures.
 
@@ -105,7 +98,7 @@ def verify(weights: Weights, plan: Plan, proof: list[str], run: Callable[[np.nda
     """
     preprocess = plan.info.preprocess
     pixels = read_pixels(proof, preprocess) if proof else seeded_images(weights, plan.info)
-    source = f"{len(pixels)} images of {plan.verify_path or plan.calibration_path}" if proof else "seeded noise"
+    source = f"{len(pixels)} images of {plan.verify_path or plan.calibration_path}" if proof else "seeded patterns"
     result = compare_with_network(weights, plan, pixels, run(plan.prepare_input(pixels)))
     if not result.passed:
         raise RunError(
@@ -117,7 +110,7 @@ def verify(weights: Weights, plan: Plan, proof: list[str], run: Callable[[np.nda
         say(f"warning: {result.doubt}")
 
 
-def compare_with_network(weights: Weights, plan: Plan, pixels: np.ndarray, logits: np.ndarray) -> Comparison:
+def compare_with_network(weights: Weights, plan: ExportPlan, pixels: np.ndarray, logits: np.ndarray) -> Comparison:
     """Run the network in MindSpore and compare.
 
     Args:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from typing import Callable
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
 from src.common.cli import RunError
-from src.export.plan import SUFFIXES, Plan
+from src.export.plan import ExportPlan, Run
 from src.images.preprocess import Preprocess
 from src.models.layers import ConvNormActivation, convolution
 from src.weights.checkpoint import quiet_logging
@@ -46,15 +45,15 @@ class ExportedNetwork(nn.Cell):
         return (logits, ops.softmax(logits, 1)) if self.include_softmax else logits
 
 
-def write_mindspore(path: str, weights: Weights, plan: Plan) -> None:
+def write_mindspore(path: str, plan: ExportPlan, weights: Weights) -> None:
     """Save the network as MindSpore's own kind of file.
 
     MindSpore writes it into a folder of its own first: it takes only plain names, and lets nobody else read the file.
 
     Args:
         path: of the file.
-        weights: of the network, batch norms and all.
         plan: what is wanted.
+        weights: of the network, batch norms and all.
 
     Raises:
         RunError: if MindSpore fails.
@@ -69,10 +68,10 @@ def write_mindspore(path: str, weights: Weights, plan: Plan) -> None:
     ).set_train(False)
     image = ms.Tensor(np.zeros((plan.batch_size, *plan.input_shape), plan.input_type))
     with tempfile.TemporaryDirectory() as folder:
-        written = os.path.join(folder, "network" + SUFFIXES[plan.file_format])
+        written = os.path.join(folder, "network" + plan.file_format.suffix)
         try:
             with quiet_logging():
-                ms.export(network, image, file_name=written, file_format=plan.file_format)
+                ms.export(network, image, file_name=written, file_format=plan.file_format.name)
         except (RuntimeError, ValueError, TypeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise RunError(f"{plan.path} is not written: MindSpore could not export the network: {reason}") from error
@@ -93,7 +92,7 @@ def fold_cells(network: nn.Cell, padding: str, folded: Weights) -> None:
             parameter.set_data(ms.Tensor(folded[parameter.name]))
 
 
-def open_mindir(path: str, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
+def open_mindir(path: str, batch_size: int) -> Run:
     """A function that runs a MINDIR file in MindSpore: images as its input wants them to logits.
 
     Raises:

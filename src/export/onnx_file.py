@@ -8,35 +8,34 @@ from typing import Callable
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import ModelProto, helper
 
 from src.common.cli import RunError
 from src.common.files import file_sha256
+from src.common.machine import count_cores
 from src.export.onnx_graph import build_model
-from src.export.plan import Plan
+from src.export.plan import ExportPlan, Run
 from src.export.quantisation import cpu_needs_reduced_range, quantise
 from src.export.verification import read_pixels
-from src.inference.session import FATAL_ONLY, runtime_sentence
+from src.inference.session import LOGITS, create_session, run_session
 from src.weights.folding import fold_batch_norm
 from src.weights.model_info import METADATA_KEY
 from src.weights.names import Weights
 
 PRODUCER = "efficientnet-mindspore"
 LICENCE = "Apache-2.0"
-LOGITS = "logits"
 
 
 def write_onnx(
-    path: str, weights: Weights, source: str, plan: Plan, calibration: list[str], say: Callable[[str], None]
+    path: str, plan: ExportPlan, weights: Weights, source: str, calibration: list[str], say: Callable[[str], None]
 ) -> None:
     """Build a model and save it.
 
     Args:
         path: of the file.
+        plan: what is wanted.
         weights: of the network, batch norms and all.
         source: the checkpoint that they come from.
-        plan: what is wanted.
         calibration: images for int8.
         say: told how int8 is made.
 
@@ -64,7 +63,7 @@ def write_onnx(
     onnx.save(model, path)
 
 
-def add_metadata(model: ModelProto, source: str, plan: Plan) -> None:
+def add_metadata(model: ModelProto, source: str, plan: ExportPlan) -> None:
     """What the file says of itself: the entry `METADATA_KEY` is for programs, the others are for people."""
     info = plan.info
     entries = {
@@ -84,24 +83,21 @@ def add_metadata(model: ModelProto, source: str, plan: Plan) -> None:
     helper.set_model_props(model, entries)
 
 
-def open_onnx(path: str) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that runs a file on the CPU: images as its input wants them to logits.
+def open_onnx(path: str) -> Run:
+    """A function that runs a file on the CPU.
 
     It runs the first image alone and the others together, so the batch must be free.
 
     Raises:
         RunError: if ONNX Runtime refuses the file.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = FATAL_ONLY
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        # ONNX Runtime's exceptions have no common class below Exception.
-        raise RunError(f"ONNX Runtime cannot load what was exported: {runtime_sentence(error)}") from None
+        session = create_session(path, "CPU", None, count_cores())
+    except RunError as error:
+        raise RunError(f"ONNX Runtime cannot load what was exported: {error}") from None
 
     def run(images: np.ndarray) -> np.ndarray:
         parts = [part for part in (images[:1], images[1:]) if len(part)]
-        return np.concatenate([session.run([LOGITS], {"image": part})[0] for part in parts])
+        return np.concatenate([run_session(session, path, "image", LOGITS, part) for part in parts])
 
     return run

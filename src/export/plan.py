@@ -1,45 +1,92 @@
-"""What file an export is to write: the user's wishes in one checked value. Does without MindSpore."""
+"""What file an export is to write: the user's wishes in one value, and what a format is."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
+from typing import Callable
 
 import numpy as np
 
-from src.common.cli import UsageError
 from src.images.preprocess import normalise
 from src.weights.model_info import ModelInfo
+from src.weights.names import Weights
 
-SUFFIXES = {"MINDIR": ".mindir", "ONNX": ".onnx", "AIR": ".air"}
 PRECISIONS = ("fp32", "fp16", "int8")
+Run = Callable[[np.ndarray], np.ndarray]
+"""A written file at work: images as its input wants them, any number, to logits of shape (N, C)."""
+
+
+class Format:
+    """A kind of file that an export can write; `formats.FORMATS` has one of each.
+
+    Attributes:
+        name: as --file_format takes it.
+        suffix: of the file's name.
+        precisions: those of PRECISIONS that it can store.
+        fixed_batch: whether a file takes batches of one size only.
+        describes_itself: whether a file holds its description; else that lies beside it, see `info_path`.
+        runs_here: whether a written file can be opened for the proof.
+        device_target: the device that MindSpore needs to write it; None is any.
+    """
+
+    name: str
+    suffix: str
+    precisions: tuple[str, ...] = ("fp32",)
+    fixed_batch = True
+    describes_itself = False
+    runs_here = True
+    device_target: str | None = None
+
+    def write(
+        self, path: str, plan: ExportPlan, weights: Weights, source: str, calibration: list[str], say: Callable
+    ) -> None:
+        """Write a file.
+
+        Args:
+            path: of the file.
+            plan: what is wanted.
+            weights: of the network, batch norms and all.
+            source: the checkpoint that they come from.
+            calibration: images for int8.
+            say: told what else is to be known.
+
+        Raises:
+            RunError: if the network, a weight or an image cannot be used.
+            OSError: if the file cannot be written.
+        """
+        raise NotImplementedError
+
+    def open(self, path: str, plan: ExportPlan) -> Run:
+        """Open what was written for the proof, where `runs_here`.
+
+        Raises:
+            RunError: if it cannot be loaded.
+        """
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What file is wanted.
+class ExportPlan:
+    """What file is wanted; `formats.check_plan` refuses wishes that contradict each other.
 
     Attributes:
         path: of the file.
-        file_format: "MINDIR", "ONNX" or "AIR".
+        file_format: what kind of file it is to be.
         info: the network and the input that the file expects.
         averaged: take the checkpoint's averaged weights.
         fold_bn: fold the batch norms into the convolutions.
-        batch_size: of MINDIR and AIR, which have it fixed; None for ONNX, which takes any.
+        batch_size: where the format has it fixed, 1 unless given; else None, the file takes any.
         include_preprocessing: the input is pixels, uint8 of shape (N, S, S, 3), instead of normalised images.
         include_softmax: there is a second output, `probabilities`.
-        precision: "fp32", "fp16" or "int8".
+        precision: one of PRECISIONS.
         calibration_path: folder of images that int8's ranges are taken from.
         reduce_range: int8 weights of 7 bits, for CPUs that need it; None asks this machine's.
-        verify_path: folder of images to prove the file on; None takes those of `calibration_path`, or noise.
+        verify_path: folder of images to prove the file on; None takes those of `calibration_path`, or seeded ones.
         tolerance: largest difference allowed, see `verification.compare`; None takes the precision's.
-
-    Raises:
-        UsageError: if two wishes contradict each other.
     """
 
     path: str
-    file_format: str
+    file_format: Format
     info: ModelInfo
     averaged: bool = False
     fold_bn: bool = True
@@ -53,21 +100,7 @@ class Plan:
     tolerance: float | None = None
 
     def __post_init__(self):
-        int8 = self.precision == "int8"
-        if self.file_format == "ONNX" and self.batch_size is not None:
-            raise UsageError("--batch_size is for MINDIR and AIR; an ONNX file takes any batch size")
-        if self.file_format != "ONNX" and self.precision != "fp32":
-            raise UsageError(f"--precision {self.precision} is for ONNX; MindSpore Lite converts a MINDIR file itself")
-        if int8 and self.calibration_path is None:
-            raise UsageError("--precision int8 needs --calibration_path, a folder of images like those to come")
-        if int8 and not self.fold_bn:
-            raise UsageError("--precision int8 needs --fold_bn True: batch norms cannot be quantised")
-        for flag, value in (("calibration_path", self.calibration_path), ("reduce_range", self.reduce_range)):
-            if value is not None and not int8:
-                raise UsageError(f"--{flag} is for --precision int8, but the precision is {self.precision}")
-        if self.file_format == "AIR" and self.verify_path is not None:
-            raise UsageError("--verify is for MINDIR and ONNX; nothing here can run an AIR file")
-        if self.file_format != "ONNX" and self.batch_size is None:
+        if self.file_format.fixed_batch and self.batch_size is None:
             object.__setattr__(self, "batch_size", 1)
 
     @property
@@ -97,18 +130,3 @@ class Plan:
 def normalise_all(pixels: np.ndarray, info: ModelInfo) -> np.ndarray:
     """Crops, uint8 of shape (N, S, S, 3), as the network wants them: float32 of shape (N, 3, S, S)."""
     return np.stack([normalise(crop, info.preprocess) for crop in pixels])
-
-
-def complete_path(file_name: str, file_format: str) -> str:
-    """The file's path by MindSpore's rule: the format's suffix is appended where it is missing.
-
-    Raises:
-        UsageError: if the name is none, or has another format's suffix.
-    """
-    if os.path.basename(file_name) in ("", ".", ".."):
-        raise UsageError(f"--file_name is '{file_name}', which names no file")
-    given = os.path.splitext(file_name)[1].lower()
-    for other, suffix in SUFFIXES.items():
-        if given == suffix and other != file_format:
-            raise UsageError(f"--file_name is {file_name}, but --file_format is {file_format}; is {other} meant?")
-    return file_name if file_name.endswith(SUFFIXES[file_format]) else file_name + SUFFIXES[file_format]

@@ -109,7 +109,14 @@ def compare(
     difference = float(np.abs(apart - centre(logits) if relative else reference - logits).max())
     largest = float(np.abs(apart).max())
     bound = max(tolerance * max(1.0, largest), rounding)
-    return Comparison(len(reference), difference, largest, bound, same_class, rounding)
+    return Comparison(
+        images=len(reference),
+        difference=difference,
+        largest=largest,
+        bound=bound,
+        same_class=same_class,
+        rounding=rounding,
+    )
 
 
 def centre(logits: np.ndarray) -> np.ndarray:

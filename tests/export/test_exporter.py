@@ -6,6 +6,9 @@ import hashlib
 import json
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,8 +19,9 @@ from benchmarks.peers import create_peer, logits_of, random_images, randomise, t
 from benchmarks.photos import draw
 from export import main
 from src.common.cli import RunError, UsageError, run_cli
+from src.export.formats import FORMATS, check_plan, complete_path
 from src.export.onnx_graph import build_model, convolution_pads
-from src.export.plan import Plan, complete_path, normalise_all
+from src.export.plan import ExportPlan, normalise_all
 from src.export.seeded_images import seeded_images
 from src.export.verification import compare, pick_evenly
 from src.images.preprocess import Preprocess, normalise
@@ -29,6 +33,7 @@ from src.weights.model_info import METADATA_KEY, ModelInfo
 from src.weights.names import to_ours, to_theirs
 from src.weights.sources import SOURCES
 
+ROOT = Path(__file__).parent.parent.parent
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
 SIZE = 64
 
@@ -315,16 +320,16 @@ class TestNames:
         ],
     )
     def test_a_missing_suffix_is_appended(self, name, kind, expected):
-        assert complete_path(name, kind) == expected
+        assert complete_path(name, FORMATS[kind]) == expected
 
     def test_another_formats_suffix_is_refused(self):
         with pytest.raises(UsageError, match="--file_name is b0.onnx, but --file_format is MINDIR; is ONNX meant"):
-            complete_path("b0.onnx", "MINDIR")
+            complete_path("b0.onnx", FORMATS["MINDIR"])
 
     @pytest.mark.parametrize("name", ["", "out/", ".."])
     def test_a_name_of_nothing_is_refused(self, name):
         with pytest.raises(UsageError, match="names no file"):
-            complete_path(name, "ONNX")
+            complete_path(name, FORMATS["ONNX"])
 
 
 class TestComparison:
@@ -513,9 +518,22 @@ class TestFailures:
         assert target.read_bytes() == b"older"
 
 
-def test_a_plan_of_mindir_has_a_batch_of_one():
-    assert Plan("b0.mindir", "MINDIR", ModelInfo()).batch_size == 1
-    assert Plan("b0.onnx", "ONNX", ModelInfo()).batch_size is None
+class TestFormats:
+    @pytest.mark.parametrize("kind", ["MINDIR", "AIR"])
+    def test_a_format_of_a_fixed_batch_has_one_of_1(self, kind):
+        assert ExportPlan("b0", FORMATS[kind], ModelInfo()).batch_size == 1
+        assert ExportPlan("b0", FORMATS[kind], ModelInfo(), batch_size=3).batch_size == 3
+        assert ExportPlan("b0.onnx", FORMATS["ONNX"], ModelInfo()).batch_size is None
+
+    def test_what_cannot_be_run_cannot_be_verified(self):
+        plan = ExportPlan("b0.air", FORMATS["AIR"], ModelInfo(), verify_path="images")
+        with pytest.raises(UsageError, match="--verify is for MINDIR and ONNX; nothing here can run an AIR file"):
+            check_plan(plan)
+
+    def test_mindir_needs_neither_onnx_nor_onnx_runtime(self):
+        code = "import sys, export, src.export.mindir_file; sys.exit(str({'onnx', 'onnxruntime'} & set(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert done.stderr.splitlines()[-1] == "set()"
 
 
 @pytest.mark.slow

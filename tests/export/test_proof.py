@@ -13,8 +13,9 @@ import pytest
 
 from benchmarks.peers import create_peer, randomise, tensors
 from src.export import exporter
+from src.export.formats import FORMATS
 from src.export.onnx_graph import build_model
-from src.export.plan import Plan, normalise_all
+from src.export.plan import ExportPlan, normalise_all
 from src.export.seeded_images import COUNT, seeded_images, stem_statistics
 from src.images.preprocess import Preprocess, load_image
 from src.weights.folding import fold_batch_norm
@@ -24,8 +25,8 @@ from src.weights.network import build_network
 
 torch = pytest.importorskip("torch")
 INFO = ModelInfo("b0", 10, preprocess=Preprocess.for_image_size(64))
-PLAN = Plan("b0.onnx", "ONNX", INFO)
-PIXELS_PLAN = Plan("b0.onnx", "ONNX", INFO, include_preprocessing=True)
+PLAN = ExportPlan("b0.onnx", FORMATS["ONNX"], INFO)
+PIXELS_PLAN = ExportPlan("b0.onnx", FORMATS["ONNX"], INFO, include_preprocessing=True)
 SEEDS = (0, 3, 9)
 
 

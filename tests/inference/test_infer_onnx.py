@@ -25,9 +25,10 @@ from src.evaluation.class_report import ClassTally, draw_confusion, write_report
 from src.images.preprocess import Preprocess, load_image
 from src.inference import classification
 from src.inference import session as onnx_session
-from src.inference.classification import BatchSizes, choose_sizes, classify
+from src.inference.classification import BATCH_SIZES, choose_batch_size, classify
+from src.inference.model import open_model
 from src.inference.predictions import display_names, top_classes
-from src.inference.session import GivenSettings, open_model
+from src.inference.settings import GivenSettings
 from src.weights.model_info import ModelInfo
 from tests.support import hard_images as drawn
 
@@ -230,7 +231,7 @@ class TestEvaluation:
     def test_threads_and_batch_size_change_nothing(self, place, threads, batch_size):
         folder = read_image_folder(str(place / "data"))
         model = open_model(str(place / "model.onnx"), GivenSettings())
-        batches = list(classify(model, folder, choose_sizes(model, batch_size, threads), threads))
+        batches = list(classify(model, folder, choose_batch_size(model, batch_size), threads))
         assert [index for batch in batches for index in batch.indices] == list(range(41))
         logits = np.concatenate([batch.logits for batch in batches])
         expected = [logits_by_hand(folder.full_path(i)) for i in range(41)]
@@ -248,7 +249,7 @@ class TestFiles:
         write_model(tmp_path / "m.onnx", kind=kind, shape=shape, softmax=True)
         model = open_model(str(tmp_path / "m.onnx"), GivenSettings())
         folder = read_image_folder(str(place / "data"))
-        batches = list(classify(model, folder, choose_sizes(model, None, 2), 2))
+        batches = list(classify(model, folder, choose_batch_size(model, None), 2))
         logits = np.concatenate([batch.logits for batch in batches])
         expected = [logits_by_hand(folder.full_path(i)) for i in range(41)]
         np.testing.assert_allclose(logits, expected, atol=0.02 if kind == "FLOAT16" else 2e-4)
@@ -766,7 +767,7 @@ class TestPipeline:
     def test_what_is_under_way_is_bounded(self):
         images = EndlessImages(picture(40, 40))
         model = FakeModel((32, 32, 3))
-        batches = classify(model, images, BatchSizes((4,), 1), threads=3)
+        batches = classify(model, images, 4, threads=3)
         for _ in range(40):
             next(batches)
         time.sleep(0.2)
@@ -797,7 +798,7 @@ class TestPipeline:
                 return super().run(batch)
 
         model = Model((32, 32, 3))
-        assert len(list(classify(model, Images(picture(40, 40)), BatchSizes((1,), 1), 2))) == 20
+        assert len(list(classify(model, Images(picture(40, 40)), 1, 2))) == 20
         assert together == [True, True]
 
     def test_a_failure_of_the_network_ends_the_run(self):
@@ -806,7 +807,7 @@ class TestPipeline:
                 raise RunError("the network failed")
 
         with pytest.raises(RunError, match="the network failed"):
-            list(classify(Model((32, 32, 3)), EndlessImages(picture(40, 40)), BatchSizes((2,), 1), 2))
+            list(classify(Model((32, 32, 3)), EndlessImages(picture(40, 40)), 2, 2))
 
     @pytest.mark.parametrize("count", [classification.MANY_IMAGES + 2, 3])
     def test_many_and_few_images_are_prepared_alike(self, tmp_path, count):
@@ -817,7 +818,7 @@ class TestPipeline:
         for i, data in enumerate(contents):
             (tmp_path / f"{i}.jpg").write_bytes(data)
         images = ImageList([str(tmp_path / f"{i % 3}.jpg") for i in range(count)])
-        batches = list(classify(model, images, BatchSizes((3,), 1), 2))
+        batches = list(classify(model, images, 3, 2))
         assert [index for batch in batches for index in batch.errors] == list(range(2, count, 3))
         logits = np.concatenate([batch.logits for batch in batches])
         expected = [logits_by_hand(tmp_path / f"{i}.jpg") for i in range(2)]
@@ -853,37 +854,13 @@ class TestPipeline:
         assert many - few < 10
 
 
-class TestBatchSizes:
-    def play(self, seconds, batches=60, candidates=(1, 2, 4)):
-        """Sizes that are asked for when a batch of size s takes seconds[s] an image."""
-        sizes = BatchSizes(candidates, trials=4)
-        asked = []
-        for _ in range(batches):
-            asked.append(sizes.next())
-            # The first batch of a size takes longer, as in ONNX Runtime.
-            slow = 3 if asked.count(asked[-1]) == 1 else 1
-            sizes.record(asked[-1], slow * seconds[asked[-1]] * asked[-1])
-        return asked
-
-    def test_the_fastest_is_taken(self):
-        assert self.play({1: 0.02, 2: 0.015, 4: 0.01})[-1] == 4
-        assert self.play({1: 0.02, 2: 0.01, 4: 0.015})[-1] == 2
-
-    def test_larger_ones_are_not_tried_when_it_gets_no_better(self):
-        assert set(self.play({1: 0.01, 2: 0.01, 4: 0.001})) == {1, 2}
-        assert self.play({1: 0.01, 2: 0.01})[-1] == 1
-
-    def test_a_given_size_is_all_there_is(self):
-        assert set(self.play({7: 1.0}, candidates=(7,))) == {7}
-
-    def test_before_anything_is_known(self):
-        sizes = BatchSizes((1, 2), trials=2)
-        assert [sizes.next() for _ in range(6)] == [1, 1, 2, 2, 1, 1]
-
-    def test_incomplete_batches_teach_nothing(self):
-        sizes = BatchSizes((2, 4), trials=1)
-        sizes.record(3, 0.0001)
-        assert sizes.best == 2
+@pytest.mark.parametrize("target", BATCH_SIZES)
+def test_the_batch_size_is_the_files_the_users_or_the_devices(target):
+    model = FakeModel((32, 32, 3))
+    model.target = target
+    assert [choose_batch_size(model, given) for given in (None, 7)] == [BATCH_SIZES[target], 7]
+    model.fixed_batch = 5
+    assert [choose_batch_size(model, given) for given in (None, 5)] == [5, 5]
 
 
 class TestClassReport:
