@@ -65,29 +65,18 @@ def path(*arguments, **more) -> Parameter:
 
 
 # Why the launcher gives these itself.
+DATA_DIR = "it is DATA_DIR"
 OWN_DEVICE = "the rank table gives each rank its device"
 TOGETHER = "ranks that are started together train together"
 
 GROUPS = {
     "paths and device": (
-        path(
-            "dataset_path",
-            None,
-            str,
-            "class folders, or a MindRecord of them, to train on",
-            by_launcher="it is DATA_DIR",
-        ),
+        path("dataset_path", None, str, "class folders, or a MindRecord of them, to train on", by_launcher=DATA_DIR),
         path("eval_dataset_path", None, str, "the same to evaluate on while training"),
         free("device_target", None, choice("Ascend", "GPU", "CPU"), "device; an NPU if there is one, else the CPU"),
         free("device_id", None, non_negative_int, "number of the device; else DEVICE_ID or 0", by_launcher=OWN_DEVICE),
         free("kernels", True, boolean, "on a CPU: compute with kernels that are compiled on first use"),
-        fixed(
-            "run_distribute",
-            False,
-            boolean,
-            "train as one rank of many",
-            by_launcher="ranks that are started together train together",
-        ),
+        fixed("run_distribute", False, boolean, "train as one rank of many", by_launcher=TOGETHER),
         fixed("sync_bn", False, boolean, "compute batch-norm statistics over all ranks, where the device can"),
         free("run_modelarts", False, boolean, "on ModelArts: copy images in and checkpoints out by moxing"),
         free("data_url", None, str, "ModelArts: folder of the object store with the images"),

@@ -167,7 +167,7 @@ def test_a_second_signal_leaves_at_once(few_images, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_random_moments_ends_as_the_undisturbed_run(few_images, tmp_path):
-    """SIGKILL at random moments, some of them while a checkpoint is written; see README for how often.
+    """SIGKILL at random moments, some of them while a checkpoint is written; see docs/training.md for how often.
 
     Whatever loads afterwards must be what the undisturbed run had at that step.
     """
