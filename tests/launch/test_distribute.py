@@ -175,14 +175,14 @@ def test_two_ranks_of_8_give_the_gradients_of_one_process_of_16(images, tmp_path
         assert np.array_equal(first[name], second[name]), name
 
 
-def processes_of(process):
-    """The processes that a launcher says it has started: name to number."""
+def processes_of(process, last="rank 1"):
+    """The processes that a launcher says it has started, up to the `last`: name to number."""
     numbers = {}
     for line in process.stdout:
         name, _, number = line.strip().rpartition(": process ")
         if name:
             numbers[name] = int(number)
-        if name == "rank 1":
+        if name == last:
             return numbers
     raise AssertionError(process.stderr.read())
 
@@ -363,6 +363,19 @@ def test_two_servers_with_one_rank_each(images, tmp_path):
         finish(process, tmp_path)
     first, second = (weights_of(tmp_path, rank) for rank in range(2))
     assert all(np.array_equal(first[name], second[name]) for name in first if not is_statistic(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_the_run_on_the_other_server_too(images, tmp_path, rank):
+    """Launchers know of their own ranks only; the failure reaches the other server through MindSpore's collectives."""
+    started = start_servers(tmp_path, [images, images], epoch_size=10000)
+    wait_for(lambda: list((tmp_path / "checkpoint" / "model_0").glob("Eff*.ckpt")), 240)
+    os.kill(processes_of(started[rank], f"rank {rank}")[f"rank {rank}"], signal.SIGKILL)
+    for process in started:
+        _, err = process.communicate(timeout=150)
+        assert process.returncode == 1
+        assert "the other ranks of this server were stopped\n" in err
 
 
 @pytest.mark.slow
