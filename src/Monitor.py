@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 
@@ -9,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 
+@dataclasses.dataclass(eq=False)
 class Monitor:
     """Says how a run is going.
 
@@ -22,24 +24,16 @@ class Monitor:
         terminal: whether to draw a bar; None asks standard error.
     """
 
-    def __init__(
-        self,
-        *,
-        steps_per_epoch: int,
-        epochs: int,
-        learning_rates: np.ndarray,
-        steps_per_update: int,
-        images_per_step: int,
-        log_interval: int,
-        terminal: bool | None = None,
-    ):
-        self.steps_per_epoch = steps_per_epoch
-        self.epochs = epochs
-        self.learning_rates = learning_rates
-        self.steps_per_update = steps_per_update
-        self.images_per_step = images_per_step
-        self.log_interval = log_interval
-        self.terminal = sys.stderr.isatty() if terminal is None else terminal
+    steps_per_epoch: int
+    epochs: int
+    learning_rates: np.ndarray
+    steps_per_update: int
+    images_per_step: int
+    log_interval: int
+    terminal: bool | None = None
+
+    def __post_init__(self):
+        self.terminal = sys.stderr.isatty() if self.terminal is None else self.terminal
         self.bar = None
         self.recent: list[tuple[float, int]] = []
 

@@ -49,9 +49,8 @@ class Parameter:
     by_launcher: str = ""
 
 
-def fixed(*arguments, **more) -> Parameter:
-    """A parameter that a resumed run must keep."""
-    return Parameter(*arguments, **more)
+fixed = Parameter
+"""A parameter that a resumed run must keep."""
 
 
 def free(*arguments, **more) -> Parameter:

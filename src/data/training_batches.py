@@ -60,6 +60,7 @@ class Steps:
         return self.per_epoch * self.epochs - self.first
 
 
+@dataclasses.dataclass(eq=False)
 class TrainingBatches:
     """The batches of one rank, from any step of a run to its end.
 
@@ -81,28 +82,19 @@ class TrainingBatches:
         RunError: while iterating, if more images are bad than `loading.bad` allows, or all are.
     """
 
-    def __init__(
-        self,
-        folder: ImageFolder,
-        sharding: Sharding,
-        steps: Steps,
-        loading: Loading,
-        *,
-        sampling: Sampling,
-        mix: Callable | None,
-        run_policy: Callable[..., Iterator[np.ndarray]],
-    ):
-        self.folder = folder
-        self.sharding = sharding
-        self.steps = steps
-        self.loading = loading
-        self.sampling = sampling
-        self.mix = mix
-        self.run_policy = run_policy
-        self.workers = loading.choose_threads(sharding.device_num)
-        self.bad = loading.choose_bad_images(folder)
+    folder: ImageFolder
+    sharding: Sharding
+    steps: Steps
+    loading: Loading
+    sampling: Sampling
+    mix: Callable | None
+    run_policy: Callable[..., Iterator[np.ndarray]]
+
+    def __post_init__(self):
+        self.workers = self.loading.choose_threads(self.sharding.device_num)
+        self.bad = self.loading.choose_bad_images(self.folder)
         # More bad images in a row end the run in any case.
-        self.most_bad = min(len(folder), int(self.bad.max_share * len(folder)) + 1)
+        self.most_bad = min(len(self.folder), int(self.bad.max_share * len(self.folder)) + 1)
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from src.images.decode import check_pixels, decode
-from src.images.engine import FILTERS, Request, find_engine
+from src.images.engine import find_engine, request_resize
 from src.images.preprocess import Preprocess, check_shape
 
 ATTEMPTS = 10
@@ -128,19 +128,8 @@ def augment(
     if size:
         check_pixels(*size, path)
         check_shape(*size, preprocess, path)
-        reduce, (left, top, width, height) = choose_box(numbers, *size, augmentation, side)
-        request = Request(
-            reduce=reduce,
-            left=left,
-            top=top,
-            width=width,
-            height=height,
-            new_width=side,
-            new_height=side,
-            side=side,
-            filter=FILTERS["bilinear"],
-            flip=flip,
-        )
+        reduce, box = choose_box(numbers, *size, augmentation, side)
+        request = request_resize(box, (side, side), (0, 0), side, "bilinear", reduce=reduce, flip=flip)
         if engine.resize_jpeg(data, request, out):
             return
     augment_by_pillow(data, path, numbers, augmentation, preprocess, flip, out)

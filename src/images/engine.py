@@ -47,6 +47,13 @@ class Request(ctypes.Structure):
     ]
 
 
+def request_resize(
+    box: tuple, size: tuple, window: tuple, side: int, filter: str, *, reduce: int = 1, flip: bool = False
+) -> Request:
+    """A `Request` of (left, top, width, height), (new_width, new_height), (window_left, window_top) and the others."""
+    return Request(*map(int, (reduce, *box, *size, *window, side, FILTERS[filter], flip)))
+
+
 class ImageEngine:
     """The functions of the compiled engine.
 

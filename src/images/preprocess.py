@@ -22,7 +22,7 @@ from PIL import Image
 from src.common.cli import RunError
 from src.images.bad_images import ImageError
 from src.images.decode import check_pixels, open_image, read_file
-from src.images.engine import FILTERS, Request, find_engine
+from src.images.engine import find_engine, request_resize
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -194,17 +194,8 @@ def crop_encoded(data: bytes, path: str, preprocess: Preprocess) -> np.ndarray:
         check_shape(width, height, preprocess, path)
         new_height, new_width = resized_size(height, width, preprocess.resize)
         side = preprocess.image_size
-        request = Request(
-            reduce=1,
-            width=width,
-            height=height,
-            new_width=new_width,
-            new_height=new_height,
-            window_left=(new_width - side) // 2,
-            window_top=(new_height - side) // 2,
-            side=side,
-            filter=FILTERS[preprocess.interpolation],
-        )
+        window = (new_width - side) // 2, (new_height - side) // 2
+        request = request_resize((0, 0, width, height), (new_width, new_height), window, side, preprocess.interpolation)
         planes = np.empty((3, side, side), np.uint8)
         if engine.resize_jpeg(data, request, planes):
             return planes.transpose(1, 2, 0)

@@ -171,6 +171,3 @@ def classifier_bound(num_classes: int) -> float:
     """
     return 1.0 / math.sqrt(max(num_classes, 1000))
 
-
-# Until src.weights reads the rows itself.
-HEAD_CHANNELS = 1280

@@ -39,6 +39,7 @@ class LoopSettings:
     loss_scale: float = 1024
 
 
+@dataclasses.dataclass(eq=False)
 class TrainingLoop(ms.Callback):
     """What follows each step that the device has run; MindSpore's `Model.train` calls it.
 
@@ -56,30 +57,18 @@ class TrainingLoop(ms.Callback):
         saved_path: the checkpoint that was written last, or None.
     """
 
-    def __init__(
-        self,
-        *,
-        step_cell: TrainStep,
-        progress: Progress,
-        monitor: Monitor,
-        settings: LoopSettings,
-        checkpoints: CheckpointFolder | None,
-        history: History | None,
-        evaluate: Callable[[Weights], Score] | None,
-        stop: StopRequest,
-    ):
-        self.step_cell = step_cell
-        self.progress = progress
-        self.monitor = monitor
-        self.settings = settings
-        self.checkpoints = checkpoints
-        self.history = history
-        self.evaluate = evaluate
-        self.stop = stop
-        self.first_step = progress.step
-        self.saved_step = progress.step
+    step_cell: TrainStep
+    progress: Progress
+    monitor: Monitor
+    settings: LoopSettings
+    checkpoints: CheckpointFolder | None
+    history: History | None
+    evaluate: Callable[[Weights], Score] | None
+    stop: StopRequest
+
+    def __post_init__(self):
+        self.first_step = self.saved_step = self.first_step_of_epoch = self.progress.step
         self.saved_path: str | None = None
-        self.first_step_of_epoch = progress.step
         self.clock = 0.0
 
     def run(self, batches, sink_size: int | None) -> None:

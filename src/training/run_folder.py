@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import shutil
@@ -101,6 +102,7 @@ def find_resume(resume: str, folder: str, say: Callable[[str], None] = print) ->
     return None
 
 
+@dataclasses.dataclass(frozen=True)
 class CheckpointFolder:
     """The checkpoints of a run: written whole, the oldest removed only after the newest stands.
 
@@ -112,12 +114,11 @@ class CheckpointFolder:
         run: what a resumed run compares with beside its progress: the parameters and the number of ranks.
     """
 
-    def __init__(self, folder: str, *, keep: int, info: ModelInfo, rank: int, run: dict):
-        self.folder = folder
-        self.keep = keep
-        self.info = info
-        self.rank = rank
-        self.run = run
+    folder: str
+    keep: int
+    info: ModelInfo
+    rank: int
+    run: dict
 
     def save(self, epoch: int, step: int, is_best: bool, weights, ema, training, progress: dict) -> str:
         """Write a checkpoint and then remove those beyond `keep`.
