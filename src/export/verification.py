@@ -1,4 +1,4 @@
-"""Is an exported file the network that was trained? Photos to run both on, and the comparison of their logits."""
+"""Is an exported file the network that was trained? Images to run both on, and the comparison of their logits."""
 
 from __future__ import annotations
 

@@ -4,14 +4,17 @@ The networks have random weights with the batch-norm statistics of the digits, a
 digits they are well behaved, on other images their logits explode and every rounding error with them.
 """
 
+import dataclasses
 import functools
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from PIL import Image
 
-from benchmarks.peers import create_peer, randomise, tensors
+from benchmarks.peers import create_peer, random_images, randomise, tensors
+from src.common.cli import RunError
 from src.export import exporter
 from src.export.formats import FORMATS
 from src.export.onnx_graph import build_model
@@ -40,10 +43,12 @@ def one_network():
 
 @pytest.fixture(scope="module")
 def networks(digits):
-    """Seed to (peer, its weights under our names)."""
+    """Seed, or "calm" for a network that magnifies nothing, to (peer, its weights under our names)."""
     paths = sorted(digits.glob("val/*/*.jpg"))[::6]
     images = np.stack([load_image(str(path), INFO.preprocess) for path in paths])
     peers = {seed: randomise(create_peer("timm_tf", "b0", num_classes=10), images, seed) for seed in SEEDS}
+    # Statistics of white noise, on which hardly any image is out of the ordinary.
+    peers["calm"] = randomise(create_peer("timm_tf", "b0", num_classes=10), random_images(5, 64))
     return {seed: (peer.eval(), to_ours(tensors(peer), "timm_tf").weights) for seed, peer in peers.items()}
 
 
@@ -145,7 +150,7 @@ def change(model, name, function):
 
 
 class TestWrongFiles:
-    @pytest.mark.parametrize("seed", SEEDS)
+    @pytest.mark.parametrize("seed", [*SEEDS, "calm"])
     @pytest.mark.parametrize(
         "mutate",
         [scale_a_weight, swap_two_channels, zero_a_bias, change_the_mean, change_an_epsilon, change_the_padding],
@@ -161,6 +166,25 @@ class TestWrongFiles:
         assert right.passed and not wrong.passed, wrong.describe()
         # Far from the bound, not by chance.
         assert wrong.difference > 2 * wrong.bound
+
+    def test_are_refused_where_the_users_images_make_the_logits_explode(self, networks, tmp_path):
+        """There a wrong weight hides among rounding errors; then the network's own kind of images decides."""
+        weights = networks[3][1]
+        for i, pixels in enumerate(plain_noise()):
+            Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        paths = sorted(map(str, tmp_path.iterdir()))
+        preprocess = Preprocess.for_image_size(64, crop_ratio=1.0)
+        plan = dataclasses.replace(
+            PIXELS_PLAN, verify_path=str(tmp_path), info=dataclasses.replace(INFO, preprocess=preprocess)
+        )
+        model = build_model(fold_batch_norm(weights, INFO.norm_eps), INFO, include_preprocessing=True)
+        said = []
+        exporter.verify(weights, plan, paths, functools.partial(run_onnx, model), said.append)
+        assert said[0].startswith(f"verified on 4 images of {tmp_path}: ") and "rounding errors alone" in said[1]
+        assert said[2].startswith("verified on seeded patterns: ") and len(said) == 3
+        scale_a_weight(model)
+        with pytest.raises(RunError, match="b0.onnx is not written, .*; on seeded patterns: "):
+            exporter.verify(weights, plan, paths, functools.partial(run_onnx, model), said.append)
 
 
 class TestSeededImages:
