@@ -36,9 +36,12 @@ def atomic_path(path: str) -> Iterator[str]:
             os.fsync(written.fileno())
         os.replace(temporary, path)
         sync_folder(folder)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+        # A full disk's error does not say which file was being written.
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, error.strerror, path) from error
         raise
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Callable
 
 import numpy as np
@@ -45,7 +44,7 @@ def export(checkpoint: Checkpoint, plan: ExportPlan, say: Callable[[str], None] 
     kind = plan.file_format
     weights = checkpoint.ema if plan.averaged else checkpoint.weights
     calibration, proof = find_proof(plan)
-    with contextlib.ExitStack() as stack, naming(plan.path):
+    with contextlib.ExitStack() as stack:
         # Opened first, so that a folder that cannot be written is known at once. The description gets its name last
         # but one: a MINDIR file is never without it.
         path = stack.enter_context(atomic_path(plan.path))
@@ -55,17 +54,6 @@ def export(checkpoint: Checkpoint, plan: ExportPlan, say: Callable[[str], None] 
         kind.write(path, plan, weights, checkpoint.path, calibration, say)
         if kind.runs_here:
             verify(weights, plan, proof, kind.open(path, plan), say)
-
-
-@contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
-    """A full disk's error does not say which file was being written; make it say so."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            raise OSError(error.errno, error.strerror, path) from error
-        raise
 
 
 def find_proof(plan: ExportPlan) -> tuple[list[str], list[str]]:

@@ -94,12 +94,3 @@ def read_file(path: str) -> bytes:
             return file.read()
     except OSError as error:
         raise ImageError(describe_os_error(error)) from None
-
-
-def read_image(path: str) -> np.ndarray:
-    """Decode an image file: uint8 array of shape (H, W, 3), RGB.
-
-    Raises:
-        ImageError: see `open_image` and `read_file`.
-    """
-    return np.asarray(open_image(read_file(path), path))

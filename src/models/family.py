@@ -170,4 +170,3 @@ def classifier_bound(num_classes: int) -> float:
     classes the logits would begin with a deviation of about 2, and the first epochs would go into unlearning them.
     """
     return 1.0 / math.sqrt(max(num_classes, 1000))
-

@@ -214,7 +214,7 @@ class TrainingLoop(ms.Callback):
                 raise self.diverged(f"{name} became infinite or NaN")
         within_epoch = progress.step_in_epoch != progress.steps_per_epoch
         seconds = progress.epoch_seconds + time.perf_counter() - self.clock if within_epoch else 0.0
-        state = {**progress.as_state(), "epoch_seconds": seconds}
+        state = {**dataclasses.asdict(progress), "epoch_seconds": seconds}
         averages = self.step_cell.average_weights()
         self.saved_path = self.checkpoints.save(
             progress.epoch, progress.step_in_epoch, is_best, weights, averages, training, state

@@ -73,19 +73,11 @@ class RMSPropUpdate(nn.Cell):
         return self.hyper_map(update, parameters, mean_squares, moments, gradients)
 
 
-_decay = ops.MultitypeFuncGraph("decay_weight")
-
-
-@_decay.register("Number", "Tensor", "Tensor")
-def _decay_one(weight_decay, weight, gradient):
+def _decay(weight_decay, weight, gradient):
     return gradient + weight * weight_decay if weight_decay > 0 else gradient
 
 
-_update = ops.MultitypeFuncGraph("rmsprop_update")
-
-
-@_update.register("Number", "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
-def _update_one(decay, epsilon, momentum, learning_rate, weight, mean_square, moment, gradient):
+def _update(decay, epsilon, momentum, learning_rate, weight, mean_square, moment, gradient):
     mean_square = ops.assign_add(mean_square, (ops.square(gradient) - mean_square) * (1.0 - decay))
     moment = ops.assign(moment, moment * momentum + learning_rate * gradient / ops.sqrt(mean_square + epsilon))
     return ops.assign_sub(weight, moment)

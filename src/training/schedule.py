@@ -80,10 +80,6 @@ class Progress:
         """Whether nothing is left to do."""
         return self.step == self.total_steps or self.has_stagnated(early_stop)
 
-    def as_state(self) -> dict:
-        """As plain JSON types, for the checkpoint."""
-        return dataclasses.asdict(self)
-
 
 def create_schedule(config: Config, device: Device, folder: ImageFolder) -> Schedule:
     """Whole global batches make an epoch; the rates are scaled to the global batch where asked for.

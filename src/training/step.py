@@ -116,7 +116,7 @@ class TrainStep(nn.Cell):
         if self.loss_scale != 1.0:
             gradients = self.hyper_map(ops.partial(_scale, 1.0 / self.loss_scale), gradients)
         if self.accumulate > 1:
-            self.hyper_map(_add_to, self.gradient_sums, gradients)
+            self.hyper_map(ops.assign_add, self.gradient_sums, gradients)
             ops.assign_add(self.micro_step, ms.Tensor(1, ms.int32))
             if self.micro_step % self.accumulate == 0:
                 self.update(self.hyper_map(ops.partial(_scale, 1.0 / self.accumulate), self.gradient_sums))
@@ -183,37 +183,15 @@ class TrainStep(nn.Cell):
         return total
 
 
-_scale_gradient = ops.MultitypeFuncGraph("scale_gradient")
-
-
-@_scale_gradient.register("Number", "Tensor")
-def _scale_one(factor, gradient):
+def _scale(factor, gradient):
     return ops.cast(gradient, ms.float32) * factor
 
 
-_scale = _scale_gradient
-
-_add_to = ops.MultitypeFuncGraph("add_to")
-
-
-@_add_to.register("Tensor", "Tensor")
-def _add_one(total, gradient):
-    return ops.assign_add(total, gradient)
-
-
-_clear = ops.MultitypeFuncGraph("clear")
-
-
-@_clear.register("Tensor")
-def _clear_one(total):
+def _clear(total):
     return ops.assign(total, ops.zeros_like(total))
 
 
-_follow = ops.MultitypeFuncGraph("follow")
-
-
-@_follow.register("Tensor", "Tensor", "Tensor")
-def _follow_one(gap, average, weight):
+def _follow(gap, average, weight):
     return ops.assign(average, average + gap * (weight - average))
 
 

@@ -7,7 +7,6 @@ import numpy as np
 from mindspore import nn
 
 from src.models.effnet import create_network
-from src.weights.checkpoint import read_checkpoint
 from src.weights.model_info import ModelInfo
 from src.weights.names import Weights
 
@@ -32,20 +31,3 @@ def load_weights(network: nn.Cell, weights: Weights) -> None:
     """Set every parameter of a network; names and shapes must have been checked."""
     for name, parameter in model_parameters(network).items():
         parameter.set_data(ms.Tensor(weights[name].astype(np.float32, copy=False)))
-
-
-def load_model(path: str, ema: bool = True) -> tuple[nn.Cell, ModelInfo]:
-    """Build the network that a checkpoint describes, with its weights, in evaluation mode.
-
-    Args:
-        path: the checkpoint.
-        ema: take the averaged weights where the file has them.
-
-    Raises:
-        RunError: see `read_checkpoint`.
-    """
-    checkpoint = read_checkpoint(path)
-    network = build_network(checkpoint.info)
-    load_weights(network, checkpoint.ema if ema and checkpoint.ema else checkpoint.weights)
-    network.set_train(False)
-    return network, checkpoint.info

@@ -15,12 +15,12 @@ from benchmarks.photos import draw, encode
 from src.data.image_folder import read_image_folder
 from src.evaluation.metrics import Score
 from src.images.bad_images import ImageError
-from src.images.decode import read_image
 from src.images.preprocess import Preprocess, crop_for_evaluation, load_image, normalise
 from src.inference.result_files import result_names
 from src.weights.model_info import ModelInfo
 from tests.support import cpp_program as cpp
 from tests.support.hard_images import bad_images, good_images, other_images
+from tests.support.loading import read_image
 
 ROOT = cpp.ROOT
 

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and locks."""
 
+import errno
 import hashlib
 import os
 import stat
@@ -46,6 +47,12 @@ class TestFiles:
     def test_a_folder_in_its_place_is_an_error_before_the_work(self, tmp_path):
         with pytest.raises(IsADirectoryError), atomic_path(tmp_path):
             raise AssertionError("the block must not run")
+
+    def test_an_error_without_a_name_gets_the_files(self, tmp_path):
+        """As that of a full disk: what was being written is known here alone."""
+        with pytest.raises(OSError) as error, atomic_write(tmp_path / "file"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "file"))
 
 
 class TestLocks:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from src.common.cli import RunError
 from src.images.bad_images import ImageError
-from src.images.decode import MAX_PIXELS, open_image, read_image
+from src.images.decode import MAX_PIXELS, open_image
 from src.images.preprocess import (
     Preprocess,
     crop_for_evaluation,
@@ -19,6 +19,7 @@ from src.images.preprocess import (
     normalise,
     resized_size,
 )
+from tests.support.loading import read_image
 
 
 def noise(width, height, mode="RGB", seed=0):

@@ -14,10 +14,10 @@ from src.data.image_folder import read_image_folder
 from src.dataset import create_dataset
 from src.images.augment import Augmentation, augment, draw_numbers
 from src.images.bad_images import BadImages, ImageError
-from src.images.decode import read_image
 from src.images.engine import describe_engine, find_engine
 from src.images.preprocess import Preprocess, load_image, resized_size
 from tests.support.hard_images import bad_images, write_images
+from tests.support.loading import read_image
 
 BY_PILLOW = {
     *("jpeg_odd/progressive", "jpeg_odd/progressive_grey", "jpeg_odd/cmyk", "jpeg_odd/cmyk_adobe_inverted"),

@@ -31,9 +31,9 @@ from src.runtime.device import Device
 from src.training.resume import merge_resumed
 from src.training.setup import check_sync_bn
 from src.weights.checkpoint import Checkpoint, read_entries
-from src.weights.network import load_model
 from tests.ranks import gradients
 from tests.support.launcher import launcher_command, wait_for
+from tests.support.loading import load_model
 
 ROOT = Path(__file__).parent.parent.parent
 RANKS = ROOT / "tests" / "ranks"

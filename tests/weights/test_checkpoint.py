@@ -25,7 +25,8 @@ from src.weights.checkpoint import (
     write_checkpoint,
 )
 from src.weights.model_info import ModelInfo
-from src.weights.network import build_network, load_model
+from src.weights.network import build_network
+from tests.support.loading import load_model
 from tests.support.training_runs import flip_bit
 
 INFO = ModelInfo(
@@ -155,7 +156,7 @@ def test_a_checkpoint_of_1000_classes_with_optimiser_state_has_the_published_siz
     network = create_network("b0", num_classes=1000)
     optimizer = create_optimizer(network.trainable_params(), np.ones(10, np.float32), OptimizerSettings())
     step_cell = TrainStep(network, CrossEntropySmooth(0.1, 1000), optimizer)
-    folder = CheckpointFolder(str(tmp_path), 5, ModelInfo(), 0)
+    folder = CheckpointFolder(str(tmp_path), keep=5, info=ModelInfo(), rank=0, run={})
     training = {name: parameter.asnumpy() for name, parameter in step_cell.training_parameters().items()}
     path = folder.save(350, 625, False, network_weights(network), None, training, {})
     assert os.path.basename(path) == "Efficientnet_b0-rank0-350_625.ckpt"
@@ -182,7 +183,7 @@ def test_other_files_are_no_checkpoints_of_a_run(tmp_path):
 
 class TestTheFolder:
     def save(self, folder, weights, *positions, keep=2, best=()):
-        run = CheckpointFolder(str(folder), keep, INFO, 0)
+        run = CheckpointFolder(str(folder), keep=keep, info=INFO, rank=0, run={})
         for position in positions:
             run.save(*position, position in best, weights, None, {}, {"at": list(position)})
 
@@ -199,7 +200,7 @@ class TestTheFolder:
     def test_keeps_the_best_beside_them(self, weights, tmp_path):
         self.save(tmp_path, weights, (1, 4), (2, 4), (3, 4), keep=1, best=[(1, 4)])
         assert self.found(tmp_path) == sorted([*self.names((3, 4)), BEST_NAME])
-        assert read_checkpoint(str(tmp_path / BEST_NAME)).state == {"at": [1, 4]}
+        assert read_checkpoint(str(tmp_path / BEST_NAME)).state == {"progress": {"at": [1, 4]}}
 
     def test_a_run_that_was_sent_back_loses_neither_new_nor_later_ones(self, weights, tmp_path):
         self.save(tmp_path, weights, (8, 4), (9, 4))
@@ -222,7 +223,7 @@ class TestTheFolder:
         flip_bit(tmp_path / checkpoint_name("b0", 0, 4, 4))
         (tmp_path / checkpoint_name("b0", 0, 3, 4)).write_bytes(b"")
         said = []
-        assert find_resume("auto", str(tmp_path), said.append).state == {"at": [2, 4]}
+        assert find_resume("auto", str(tmp_path), said.append).state == {"progress": {"at": [2, 4]}}
         assert len(said) == 2 and "4_4.ckpt: the checkpoint is damaged" in said[0] and "3_4.ckpt: " in said[1]
 
     def test_auto_finds_nothing_where_there_is_nothing(self, tmp_path):

@@ -37,8 +37,9 @@ from src.weights.conversion import peer_call
 from src.weights.layouts import LAYOUTS
 from src.weights.model_info import ModelInfo
 from src.weights.names import parameter_names, to_ours
-from src.weights.network import build_network, load_model, load_weights
+from src.weights.network import build_network, load_weights
 from src.weights.sources import SOURCES
+from tests.support.loading import load_model
 
 ROOT = Path(__file__).parent.parent.parent
 PEERS = ("timm", "timm_tf", "torchvision")
