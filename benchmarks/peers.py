@@ -81,11 +81,6 @@ def randomise(model, images, seed=0):
     return model
 
 
-def tensors(model):
-    """The model's state as NumPy arrays."""
-    return {name: value.numpy() for name, value in model.state_dict().items()}
-
-
 def peer_name(source, variant):
     """The peer's name of the network, also the start of its files' names."""
     return f"{'tf_' if source == 'timm_tf' else ''}efficientnet_{variant}"
@@ -94,9 +89,3 @@ def peer_name(source, variant):
 def random_images(count, size, seed=1):
     """Standard normal images of shape (count, 3, size, size)."""
     return np.random.default_rng(seed).standard_normal((count, 3, size, size)).astype(np.float32)
-
-
-def logits_of(model, images):
-    """The peer's logits in evaluation mode."""
-    with torch.no_grad():
-        return model.eval()(torch.from_numpy(images)).numpy()

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 
-def draw(width, height, seed=0, mode="RGB"):
+def draw(width, height, seed=0):
     """A picture with smooth areas, edges and noise."""
     random = np.random.default_rng([width, height, seed])
     coarse = Image.fromarray(random.integers(0, 256, (4, 5, 3)).astype(np.uint8))
@@ -16,17 +16,7 @@ def draw(width, height, seed=0, mode="RGB"):
     )
     tile = random.integers(-20, 21, (min(height, 256), min(width, 256), 1)).astype(np.int16)
     noise = np.tile(tile, (-(-height // tile.shape[0]), -(-width // tile.shape[1]), 1))[:height, :width]
-    image = Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
-    if mode in ("LA", "RGBA"):
-        image = image.convert(mode)
-        ramp = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8), (height, width))
-        image.putalpha(Image.fromarray(np.ascontiguousarray(ramp)))
-        return image
-    if mode == "P":
-        return image.quantize(64)
-    if mode == "I;16":
-        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-    return image.convert(mode)
+    return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
 
 
 def encode(image, kind, **options):

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <map>
 
 namespace {
 
@@ -24,26 +25,16 @@ size_t count_utf8(const std::string &text, size_t position) {
 }  // namespace
 
 std::string describe_errno(int number, const std::string &path) {
-  switch (number) {
-    case ENOSPC:
-      return path + ": there is no space left on the device";
-    case EDQUOT:
-      return path + ": the disk quota is used up";
-    case EACCES:
-      return path + ": permission was denied";
-    case EPERM:
-      return path + ": the operation is not permitted";
-    case EROFS:
-      return path + ": the file system is read-only";
-    case ENOENT:
-      return path + ": there is no such file or directory";
-    case EISDIR:
-      return path + ": it is a directory";
-    case ENOTDIR:
-      return path + ": a part of the path is not a directory";
-    default:
-      return path + ": " + std::strerror(number);
-  }
+  static const std::map<int, const char *> reasons{{ENOSPC, "there is no space left on the device"},
+                                                   {EDQUOT, "the disk quota is used up"},
+                                                   {EACCES, "permission was denied"},
+                                                   {EPERM, "the operation is not permitted"},
+                                                   {EROFS, "the file system is read-only"},
+                                                   {ENOENT, "there is no such file or directory"},
+                                                   {EISDIR, "it is a directory"},
+                                                   {ENOTDIR, "a part of the path is not a directory"}};
+  const auto found = reasons.find(number);
+  return path + ": " + (found == reasons.end() ? std::strerror(number) : found->second);
 }
 
 std::string one_line(const std::string &text) {

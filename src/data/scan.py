@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import dataclasses
 import sys
 import time
@@ -12,12 +11,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from src.common.cli import printable
+from src.common.parallel import map_in_order
 from src.data.listing import ImageFolder, read_encoded
 from src.images.bad_images import ImageError
 from src.images.decode import decode
 from src.images.preprocess import Preprocess, check_shape
 
 PROGRESS_SECONDS = 0.5
+AHEAD = 1024
+"""Images that may be inspected before the first of them is counted; only what was found in them waits."""
 
 
 @dataclasses.dataclass
@@ -58,20 +60,17 @@ def scan_images(folder: ImageFolder, workers: int, terminal: bool) -> Scan:
 
     scan = Scan([0] * len(folder.classes), collections.Counter(), collections.Counter(), [])
     shown = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(workers) as executor:
-        for start in range(0, len(folder), 1024):
-            indices = range(start, min(start + 1024, len(folder)))
-            for index, result in zip(indices, executor.map(inspect, indices)):
-                if isinstance(result, str):
-                    scan.bad.append(result)
-                else:
-                    length, kind, size = result
-                    scan.bytes[folder.labels[index]] += length
-                    scan.formats[kind] += 1
-                    scan.sizes[size] += 1
-                if terminal and time.monotonic() - shown > PROGRESS_SECONDS:
-                    shown = time.monotonic()
-                    print(f"\r{index + 1} of {len(folder)} images, {len(scan.bad)} bad", end="", file=sys.stderr)
+    for index, result in enumerate(map_in_order(inspect, range(len(folder)), workers, AHEAD)):
+        if isinstance(result, str):
+            scan.bad.append(result)
+        else:
+            length, kind, size = result
+            scan.bytes[folder.labels[index]] += length
+            scan.formats[kind] += 1
+            scan.sizes[size] += 1
+        if terminal and time.monotonic() - shown > PROGRESS_SECONDS:
+            shown = time.monotonic()
+            print(f"\r{index + 1} of {len(folder)} images, {len(scan.bad)} bad", end="", file=sys.stderr)
     if terminal:
         print("\r" + " " * 60 + "\r", end="", file=sys.stderr)
     return scan

@@ -11,7 +11,6 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks.photos import draw, encode
 from src.data.image_folder import read_image_folder
 from src.evaluation.metrics import Score
 from src.images.bad_images import ImageError
@@ -19,7 +18,7 @@ from src.images.preprocess import Preprocess, crop_for_evaluation, load_image, n
 from src.inference.result_files import result_names
 from src.weights.model_info import ModelInfo
 from tests.support import cpp_program as cpp
-from tests.support.hard_images import bad_images, good_images, other_images
+from tests.support.hard_images import bad_images, draw, encode, good_images, other_images
 from tests.support.loading import read_image
 
 ROOT = cpp.ROOT
@@ -342,9 +341,10 @@ class TestDigits:
     @classmethod
     def checkpoint(cls, data):
         """A random B0 whose logits of these digits are of order 1, as large as a trained one's."""
-        from benchmarks.peers import create_peer, randomise, tensors
+        from benchmarks.peers import create_peer, randomise
         from src.weights.checkpoint import write_checkpoint
         from src.weights.names import to_ours
+        from tests.support.peer_networks import tensors
 
         info = ModelInfo(num_classes=10, class_names=tuple("0123456789"), preprocess=Preprocess.for_image_size(64))
         folder = read_image_folder(str(data))

@@ -12,7 +12,6 @@ import mindspore.dataset as ds
 import numpy as np
 import pytest
 
-from benchmarks.photos import draw, encode
 from src.common.cli import RunError, UsageError
 from src.data import mindrecord_writer
 from src.data.batches import Loading
@@ -22,6 +21,7 @@ from src.data.mindrecord_writer import convert
 from src.data.training_batches import Sampling
 from src.dataset import create_dataset
 from src.images.preprocess import Preprocess
+from tests.support.hard_images import draw, encode
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SCRIPT = os.path.join(REPOSITORY, "scripts", "convert_to_mindrecord.py")

@@ -15,8 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from benchmarks.peers import create_peer, logits_of, random_images, randomise, tensors
-from benchmarks.photos import draw
+from benchmarks.peers import create_peer, random_images, randomise
 from export import main
 from src.common.cli import RunError, UsageError, run_cli
 from src.export.formats import FORMATS, check_plan, complete_path
@@ -32,6 +31,8 @@ from src.weights.layouts import LAYOUTS
 from src.weights.model_info import METADATA_KEY, ModelInfo
 from src.weights.names import to_ours, to_theirs
 from src.weights.sources import SOURCES
+from tests.support.hard_images import draw
+from tests.support.peer_networks import logits_of, tensors
 
 ROOT = Path(__file__).parent.parent.parent
 CLASSES = ("ant", "bee", "cat", "dog", "eel")

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from benchmarks.peers import create_peer, random_images, randomise, tensors
+from benchmarks.peers import create_peer, random_images, randomise
 from src.common.cli import RunError
 from src.export import exporter
 from src.export.formats import FORMATS
@@ -25,6 +25,7 @@ from src.weights.folding import fold_batch_norm
 from src.weights.model_info import ModelInfo
 from src.weights.names import to_ours
 from src.weights.network import build_network
+from tests.support.peer_networks import tensors
 
 torch = pytest.importorskip("torch")
 INFO = ModelInfo("b0", 10, preprocess=Preprocess.for_image_size(64))

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from benchmarks.peers import create_peer, randomise, tensors
+from benchmarks.peers import create_peer, randomise
 from export import main
 from src.common.cli import run_cli
 from src.data.image_folder import read_image_folder
@@ -21,6 +21,7 @@ from src.weights.checkpoint import write_checkpoint
 from src.weights.folding import fold_batch_norm
 from src.weights.model_info import METADATA_KEY, ModelInfo
 from src.weights.names import to_ours
+from tests.support.peer_networks import tensors
 
 INFO = ModelInfo("b0", 10, tuple("0123456789"), preprocess=Preprocess.for_image_size(64))
 

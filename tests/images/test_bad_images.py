@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 import eval as evaluation
-from benchmarks.photos import draw, encode
 from src.common.cli import run_cli
 from src.images.preprocess import Preprocess
 from src.weights.checkpoint import network_shapes, write_checkpoint
 from src.weights.model_info import ModelInfo
+from tests.support.hard_images import draw, encode
 from tests.support.training_runs import run as train
 
 SIZE = 32

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.photos import draw, encode
 from src.images import augment as augmenting
 from src.images.augment import (
     AREA,
@@ -30,7 +29,7 @@ from src.images.bad_images import ImageError
 from src.images.decode import open_image
 from src.images.engine import FILTERS, Request, describe_engine, find_engine
 from src.images.preprocess import Preprocess, crop_encoded, crop_for_evaluation
-from tests.support.hard_images import bad_images, without_segment
+from tests.support.hard_images import bad_images, draw, encode, without_segment
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 engine = find_engine()

@@ -19,6 +19,7 @@ from src.weights.checkpoint import network_shapes, write_checkpoint
 from src.weights.layouts import LAYOUTS
 from src.weights.model_info import ModelInfo
 from src.weights.names import to_ours, to_theirs
+from tests.support import peer_networks
 
 SIZE = 32
 LINE = r"result: (\{'Loss': .*, 'Top_1_Acc': .*, 'Top_5_Acc': .*\}) ckpt= (.*)"
@@ -56,7 +57,7 @@ def peer(val):
 @pytest.fixture(scope="module")
 def checkpoint(peer, tmp_path_factory):
     """The peer's weights as a checkpoint of ours, with another set of averaged weights."""
-    weights = to_ours(peers.tensors(peer), "timm").weights
+    weights = to_ours(peer_networks.tensors(peer), "timm").weights
     info = ModelInfo("b0", 4, tuple("0123"), "same", 1e-3, Preprocess.for_image_size(SIZE))
     averaged = {name: value + np.float32(name == "classifier.bias") for name, value in weights.items()}
     averaged["classifier.bias"] = np.array([9, 0, 0, 0], np.float32) * 10
@@ -88,7 +89,7 @@ def score_of(peer, val, preprocess):
     """What the peer makes of the images."""
     images, labels = load(val, preprocess)
     score = Score()
-    score.add(peers.logits_of(peer, images), labels, 0.1)
+    score.add(peer_networks.logits_of(peer, images), labels, 0.1)
     return score
 
 
@@ -121,7 +122,7 @@ def test_a_published_checkpoint_of_the_model_zoo(capsys, tmp_path):
     val = write_noise(tmp_path / "val")
     peer = peers.create_peer("timm_tf", "b0", num_classes=4)
     peers.randomise(peer, load(val, preprocess)[0])
-    weights = to_theirs(LAYOUTS["zoo"], "b0", to_ours(peers.tensors(peer), "timm").weights)
+    weights = to_theirs(LAYOUTS["zoo"], "b0", to_ours(peer_networks.tensors(peer), "timm").weights)
     tensors = []
     for name, text in shapes.items():
         shape = tuple(int(side) for side in text.replace("1000", "4").split("x"))

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks.peers import create_peer, logits_of, random_images, randomise, tensors, timm
+from benchmarks.peers import create_peer, random_images, randomise, timm
 from src.images.preprocess import load_image
 from src.models.family import VARIANTS
 from src.weights.checkpoint import read_checkpoint
 from src.weights.sources import SOURCES
+from tests.support.peer_networks import logits_of, tensors
 
 ROOT = Path(__file__).parent.parent.parent
 # 18 images: two steps. The smallest images that the network takes.

@@ -14,7 +14,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from benchmarks.photos import draw, encode
+from benchmarks import photos
+from benchmarks.photos import encode
 
 SIZES = [
     *[(1, 1), (1, 2), (2, 1), (2, 2), (3, 5), (5, 3), (7, 7), (8, 8), (9, 17), (15, 16), (16, 15), (16, 16), (17, 31)],
@@ -26,6 +27,21 @@ SIZES = [
 SMALL_SIZES = [(1, 1), (2, 3), (8, 8), (17, 31), (40, 30), (64, 64), (101, 67), (300, 200), (500, 375)]
 FEW_SIZES = [(5, 3), (48, 40), (301, 199)]
 LARGE_SIZES = [(4000, 3000), (2999, 3999), (4000, 257)]
+
+
+def draw(width, height, seed=0, mode="RGB"):
+    """A picture with smooth areas, edges and noise, in any of Pillow's modes."""
+    image = photos.draw(width, height, seed)
+    if mode in ("LA", "RGBA"):
+        image = image.convert(mode)
+        ramp = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8), (height, width))
+        image.putalpha(Image.fromarray(np.ascontiguousarray(ramp)))
+        return image
+    if mode == "P":
+        return image.quantize(64)
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    return image.convert(mode)
 
 
 def png_chunk(kind, data):

@@ -17,17 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import convert_weights
-from benchmarks.peers import (
-    create_peer,
-    logits_of,
-    peer_name,
-    random_images,
-    randomise,
-    tensors,
-    timm,
-    torch,
-    torchvision,
-)
+from benchmarks.peers import create_peer, peer_name, random_images, randomise, timm, torch, torchvision
 from src.common.cli import run_cli
 from src.images.preprocess import Preprocess
 from src.loss import CrossEntropySmooth
@@ -40,6 +30,7 @@ from src.weights.names import parameter_names, to_ours
 from src.weights.network import build_network, load_weights
 from src.weights.sources import SOURCES
 from tests.support.loading import load_model
+from tests.support.peer_networks import logits_of, tensors
 
 ROOT = Path(__file__).parent.parent.parent
 PEERS = ("timm", "timm_tf", "torchvision")
