@@ -30,7 +30,7 @@ class CompileError(Exception):
 
 
 def find_compiler(variable: str) -> list[str]:
-    """The words of the compiler's command.
+    """The compiler's command, as a list of words.
 
     Args:
         variable: one of COMPILERS.
@@ -50,17 +50,17 @@ def compile_library(name: str, compiler: Sequence[str], flags: Sequence[Sequence
     """Compile a shared library, unless that has been done on this machine.
 
     Args:
-        name: how its file name begins.
+        name: the beginning of the library's file name.
         compiler: words of the compiler's command.
-        flags: what follows them, the source among it, but for the output. The second is tried where the first fails,
-            and so on.
-        sources: paths of all files that it depends on.
+        flags: lists of arguments for the compiler: everything but the output. Each list is tried where those before it
+            failed.
+        sources: paths of all files that the library depends on.
 
     Returns:
         str, its path. It appears whole or not at all.
 
     Raises:
-        CompileError: where it cannot be compiled or kept.
+        CompileError: if it cannot be compiled, or the file cannot be kept.
     """
     path = os.path.join(cache_folder(), f"{name}-{library_digest(compiler, flags, sources)}.so")
     if loads(path):

@@ -53,7 +53,7 @@ class ClassTally:
 
 
 def check_writable(path: str) -> None:
-    """Find out before the work whether a file could be written after it.
+    """Find out, before the evaluation begins, whether a file can be written at its end.
 
     Raises:
         RunError: if it is a folder, or lies in one that cannot be written or made.

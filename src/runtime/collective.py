@@ -25,7 +25,7 @@ class SumOverRanks(nn.Cell):
 
 
 class MeanInOneMessage(nn.Cell):
-    """The mean over all ranks of several float32 tensors, sent as one: on a CPU each message costs its own time.
+    """The mean over all ranks of several float32 tensors, sent as one message: on a CPU every further message costs time.
 
     Args:
         shapes: of the tensors.

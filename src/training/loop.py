@@ -123,7 +123,7 @@ class TrainingLoop(ms.Callback):
         return count_ranks() == 1 or self.progress.step % self.settings.accumulate_steps == 0
 
     def diverged(self, what: str) -> RunError:
-        """The error of a run whose numbers are none any more: with the step, the rate and what to try."""
+        """The error of a run with infinite or NaN numbers: it names the step, the learning rate and what to try."""
         self.monitor.close()
         if count_ranks() > 1:
             # The others may still be receiving this step's gradients, and will find the same themselves.

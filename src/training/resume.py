@@ -1,4 +1,4 @@
-"""How a run begins where another one ended: from its state, or from trained weights."""
+"""How a run begins with what another one left: its whole state, or its trained weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, what lies there already, its checkpoints, and the one to go on from."""
+"""The folder of a run: its lock, what earlier runs left there, its checkpoints, and the one to resume from."""
 
 from __future__ import annotations
 
