@@ -25,7 +25,7 @@ class SumOverRanks(nn.Cell):
 
 
 class MeanInOneMessage(nn.Cell):
-    """The mean over all ranks of several float32 tensors, sent as one message: on a CPU every further message costs time.
+    """The mean over all ranks of several float32 tensors, sent as one message: on a CPU each costs time of its own.
 
     Args:
         shapes: of the tensors.
