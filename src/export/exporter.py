@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Callable
 
 import numpy as np
@@ -44,16 +43,15 @@ def export(checkpoint: Checkpoint, plan: ExportPlan, say: Callable[[str], None] 
     kind = plan.file_format
     weights = checkpoint.ema if plan.averaged else checkpoint.weights
     calibration, proof = find_proof(plan)
-    with contextlib.ExitStack() as stack:
-        # Opened first, so that a folder that cannot be written is known at once. The description gets its name last
-        # but one: a MINDIR file is never without it.
-        path = stack.enter_context(atomic_path(plan.path))
-        if not kind.describes_itself:
-            file = stack.enter_context(atomic_write(info_path(plan.path), "w"))
-            file.write(plan.info.to_json(indent=2) + "\n")
+    # Opened first, so that a folder that cannot be written is known at once.
+    with atomic_path(plan.path) as path:
         kind.write(path, plan, weights, checkpoint.path, calibration, say)
         if kind.runs_here:
             verify(weights, plan, proof, kind.open(path, plan), say)
+        if not kind.describes_itself:
+            # It gets its name before the file does, which is never without it.
+            with atomic_write(info_path(plan.path), "w") as file:
+                file.write(plan.info.to_json(indent=2) + "\n")
 
 
 def find_proof(plan: ExportPlan) -> tuple[list[str], list[str]]:

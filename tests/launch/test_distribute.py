@@ -26,7 +26,7 @@ from src.evaluation.evaluate import evaluate
 from src.launch.rank_table import write_rank_table
 from src.models.effnet import create_network
 from src.models.family import VARIANTS
-from src.models.layers import ConvNormActivation
+from src.models.layers import ConvNormActivation, LayerSettings
 from src.runtime.device import Device
 from src.training.resume import merge_resumed
 from src.training.setup import check_sync_bn
@@ -296,7 +296,7 @@ def test_sync_bn_takes_mindspores_layer_over_all_ranks(monkeypatch):
     monkeypatch.setattr(normalization, "get_rank", lambda: 3)
     monkeypatch.setattr(normalization, "get_group_size", lambda: 8)
     monkeypatch.setattr(normalization.context, "get_context", lambda name: "Ascend")
-    layer = ConvNormActivation(4, 8, 1, 1, 1, True, "same", norm_eps=0.001, norm_momentum=0.99, sync_norm=True).norm
+    layer = ConvNormActivation(4, 8, 1, settings=LayerSettings("same", 0.001, 0.99, sync_norm=True)).norm
     assert (layer.bn_train.group, layer.bn_train.device_num) == ("hccl_world_group", 8)
     assert layer.bn_train.epsilon == 0.001
     assert layer.bn_train.momentum == pytest.approx(0.01)

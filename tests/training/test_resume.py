@@ -151,7 +151,7 @@ class Screen:
 
 def test_a_second_signal_leaves_at_once(few_images, tmp_path):
     """Both come while the graph is compiled, which holds the main thread for seconds."""
-    process = start(tmp_path, few_images / "train", keep_graph=False)
+    process = start(tmp_path, few_images / "train")
     wait_for(lambda: list(tmp_path.glob("checkpoint/model_0/tensorboard/*")), process)
     time.sleep(1.5)
     process.send_signal(signal.SIGTERM)
