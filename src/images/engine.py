@@ -14,7 +14,7 @@ import numpy as np
 
 from src.common.native import CompileError, compile_library, find_compiler
 
-SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "engine.c")
+SOURCE, HEADER = (os.path.join(os.path.dirname(os.path.abspath(__file__)), name) for name in ("engine.c", "resample.h"))
 # No fused multiply-add: results are to be the same on every processor.
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-shared")
 FASTER = ("-march=native",)
@@ -121,7 +121,7 @@ def load_engine() -> ImageEngine | Exception:
         return CompileError(f"{SWITCH} is pillow")
     try:
         flags = [[*FLAGS, *faster, SOURCE, *LIBRARIES] for faster in (FASTER, ())]
-        return ImageEngine(ctypes.CDLL(compile_library("image_engine", find_compiler("CC"), flags, [SOURCE])))
+        return ImageEngine(ctypes.CDLL(compile_library("image_engine", find_compiler("CC"), flags, [SOURCE, HEADER])))
     except (CompileError, OSError) as error:
         return error
 

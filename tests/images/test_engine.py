@@ -344,7 +344,7 @@ def test_what_is_said_where_there_is_no_compiler(tmp_path):
 
 
 def test_filters_are_those_of_the_c_source():
-    with open(os.path.join(REPOSITORY, "src", "images", "engine.c")) as file:
+    with open(os.path.join(REPOSITORY, "src", "images", "resample.h")) as file:
         source = file.read()
     for name, number in FILTERS.items():
         assert f"{name.upper()} = {number}" in source
