@@ -14,17 +14,8 @@ import textwrap
 
 from src.common.cli import UsageError, create_parser, run_cli
 from src.config import add_averaged_flag, add_parameters, take_parameters
+from src.weights import conversion
 from src.weights.checkpoint import check_weights
-from src.weights.conversion import (
-    Converted,
-    ImageSettings,
-    override,
-    peer_call,
-    peer_source,
-    read_source,
-    write_ours,
-    write_theirs,
-)
 from src.weights.model_info import ModelInfo
 from src.weights.names import count_entries, describe_family, list_names
 from src.weights.timm_settings import ARCHITECTURE
@@ -66,21 +57,23 @@ def main(argv=None) -> None:
     arguments, parameters = parse_arguments(argv)
     given = {name: getattr(parameters, name) for name in OVERRIDES if name in parameters.given}
     class_num = given.pop("class_num", None)
-    converted = read_source(arguments.source, arguments.architecture, arguments.averaged, class_num)
-    converted = dataclasses.replace(converted, info=override(converted.info, ImageSettings(**given)))
+    converted = conversion.read_source(arguments.source, arguments.architecture, arguments.averaged, class_num)
+    converted = dataclasses.replace(
+        converted, info=conversion.override(converted.info, conversion.ImageSettings(**given))
+    )
     check_weights(arguments.source, converted.info, converted.weights)
     print_summary(converted)
     if arguments.to:
-        write_theirs(arguments.target, arguments.to, converted)
-        hint = peer_call(converted.info, arguments.to)
+        conversion.write_theirs(arguments.target, arguments.to, converted)
+        hint = conversion.peer_call(converted.info, arguments.to)
         warn_of_padding(converted.info, arguments.to)
     else:
-        write_ours(arguments.target, converted)
+        conversion.write_ours(arguments.target, converted)
         hint = f"python eval.py --dataset_path FOLDER --checkpoint_path {arguments.target}"
     print(f"written: {arguments.target}, for\n" + textwrap.indent(hint, "    "))
 
 
-def print_summary(converted: Converted) -> None:
+def print_summary(converted: conversion.Converted) -> None:
     """Say what was found and what was assumed."""
     info, images = converted.info, converted.info.preprocess
     print(f"source: {converted.origin}")
@@ -100,7 +93,7 @@ def print_summary(converted: Converted) -> None:
 
 def warn_of_padding(info: ModelInfo, project: str) -> None:
     """Say so where the other project's network computes something else."""
-    if peer_source(info, project).padding != info.padding:
+    if conversion.peer_source(info, project).padding != info.padding:
         print(
             f"warning: {project} pads symmetrically, but these weights were trained with padding {info.padding}; it "
             "loads them and computes something else, timm computes the same",

@@ -13,18 +13,7 @@ import sys
 import numpy as np
 
 from src import config
-from src.common.cli import (
-    RunError,
-    UsageError,
-    choice,
-    create_parser,
-    fraction_below_one,
-    non_negative_int,
-    number,
-    positive_int,
-    run_cli,
-    three_floats,
-)
+from src.common import cli
 from src.common.machine import count_cores
 from src.data.image_folder import read_image_folder
 from src.data.image_list import find_images
@@ -44,7 +33,7 @@ TOP_K = 5
 
 def parse_arguments(argv=None):
     """Read the flags."""
-    parser = create_parser(__doc__.splitlines()[0])
+    parser = cli.create_parser(__doc__.splitlines()[0])
     parser.add_argument("--onnx_path", required=True, help="the file; one of export.py says itself what it expects")
     what = parser.add_argument_group("what it is run on, one of the two")
     what.add_argument("--dataset_path", help="folder of class folders: top-1, top-5 and loss")
@@ -62,36 +51,36 @@ def add_output_flags(group) -> None:
     """Flags on what is told."""
     group.add_argument("--report", metavar="CSV", help="write the accuracy of every class to this file")
     group.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix to this file")
-    group.add_argument("--top_k", type=positive_int, help=f"classes told of each --image (default: {TOP_K})")
+    group.add_argument("--top_k", type=cli.positive_int, help=f"classes told of each --image (default: {TOP_K})")
     group.add_argument("--json", action="store_true", help="JSON on standard output, one line for each --image")
     bad = "images that cannot be decoded are left out; else they count as wrong, and the exit code is 1"
     group.add_argument("--skip_bad_images", action="store_true", help=bad)
     factor = "label smoothing of the loss, as in training and eval.py (default: %(default)s)"
     default = config.config.label_smooth_factor if config.config.use_label_smooth else 0.0
-    group.add_argument("--label_smooth_factor", type=fraction_below_one, default=default, help=factor)
+    group.add_argument("--label_smooth_factor", type=cli.fraction_below_one, default=default, help=factor)
 
 
 def add_machine_flags(group) -> None:
     """Flags on where and how it runs."""
-    target = choice(*PROVIDERS)
+    target = cli.choice(*PROVIDERS)
     group.add_argument(
         "--device_target", type=target, help="Ascend, GPU or CPU (default: the first of them that works)"
     )
-    group.add_argument("--device_id", type=non_negative_int, help="number of the GPU or NPU (default: 0)")
-    group.add_argument("--threads", type=positive_int, help="batches under way at once (default: the cores)")
+    group.add_argument("--device_id", type=cli.non_negative_int, help="number of the GPU or NPU (default: 0)")
+    group.add_argument("--threads", type=cli.positive_int, help="batches under way at once (default: the cores)")
     sizes = ", ".join(f"{size} on {target}" for target, size in BATCH_SIZES.items())
-    group.add_argument("--batch_size", type=positive_int, help=f"images a batch (default: {sizes})")
+    group.add_argument("--batch_size", type=cli.positive_int, help=f"images a batch (default: {sizes})")
 
 
 def add_model_flags(group) -> None:
     """Flags on preprocessing and classes; they may not contradict a file that describes itself."""
-    group.add_argument("--image_size", type=positive_int, help="pixels, side of the input")
-    group.add_argument("--resize", type=positive_int, help="pixels, the shorter side before the centre is cut out")
+    group.add_argument("--image_size", type=cli.positive_int, help="pixels, side of the input")
+    group.add_argument("--resize", type=cli.positive_int, help="pixels, the shorter side before the centre is cut out")
     ratio = "image_size by that shorter side, instead of --resize (default: 0.875)"
-    group.add_argument("--crop_ratio", type=number(float, 0.1, 1), help=ratio)
-    group.add_argument("--interpolation", type=choice(*INTERPOLATIONS), help="of the resizing (default: bicubic)")
-    group.add_argument("--mean", type=three_floats, help="subtracted from pixels of 0 to 255; a number or R,G,B")
-    group.add_argument("--std", type=three_floats, help="divides the pixels; a number or R,G,B")
+    group.add_argument("--crop_ratio", type=cli.number(float, 0.1, 1), help=ratio)
+    group.add_argument("--interpolation", type=cli.choice(*INTERPOLATIONS), help="of the resizing (default: bicubic)")
+    group.add_argument("--mean", type=cli.three_floats, help="subtracted from pixels of 0 to 255; a number or R,G,B")
+    group.add_argument("--std", type=cli.three_floats, help="divides the pixels; a number or R,G,B")
     group.add_argument("--class_names", metavar="FILE", help="names, one a line; or the word imagenet for its 1000")
 
 
@@ -102,11 +91,11 @@ def check_arguments(arguments) -> None:
         UsageError: naming them.
     """
     if (arguments.dataset_path is None) == (arguments.image is None):
-        raise UsageError("give one of --dataset_path, a folder of class folders, and --image, single images")
+        raise cli.UsageError("give one of --dataset_path, a folder of class folders, and --image, single images")
     other, flags = ("--dataset_path", ("report", "confusion")) if arguments.image else ("--image", ("top_k",))
     for flag in flags:
         if getattr(arguments, flag) is not None:
-            raise UsageError(f"--{flag} goes with {other} only")
+            raise cli.UsageError(f"--{flag} goes with {other} only")
 
 
 def prepare(arguments, images: int) -> tuple[OnnxModel, int, int]:
@@ -148,7 +137,7 @@ def evaluate_folder(arguments) -> None:
         progress.add(len(batch.indices) + len(batch.errors))
     progress.clear()
     if score.images == 0:
-        raise RunError(f"{folder.root}: none of its {len(folder)} images could be used")
+        raise cli.RunError(f"{folder.root}: none of its {len(folder)} images could be used")
     tell_score(score, unusable, progress, batch_size, arguments.json)
     if arguments.report:
         write_report(arguments.report, tally, folder.classes)
@@ -209,4 +198,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    sys.exit(cli.run_cli(main))

@@ -20,18 +20,8 @@ from mindspore.mindrecord import FileWriter
 
 from src.common.cli import RunError, UsageError, describe_os_error
 from src.common.files import locked, new_file_mode, sync_folder
+from src.data import mindrecord
 from src.data.listing import ImageFolder, read_encoded
-from src.data.mindrecord import (
-    FORMAT,
-    SUFFIX,
-    MindRecordFolder,
-    Shard,
-    check_image,
-    encode_path,
-    is_shard_name,
-    join,
-    read_shard,
-)
 
 SHARD_BYTES = 1 << 30
 """Bytes, about the size of a shard if the user does not choose the number of shards."""
@@ -117,7 +107,7 @@ def measure_images(folder: ImageFolder) -> np.ndarray:
 
 def digest(folder: ImageFolder, shards: int) -> str:
     """A digest that differs between listings and between numbers of shards."""
-    text = json.dumps([folder.classes, shards]) + "\0" + "\0".join(map(encode_path, folder.paths))
+    text = json.dumps([folder.classes, shards]) + "\0" + "\0".join(map(mindrecord.encode_path, folder.paths))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -145,8 +135,8 @@ def find_done(out: str, listing: str) -> set[int]:
         UsageError: if it holds shards of another listing.
     """
     done = set()
-    for name in sorted(filter(is_shard_name, os.listdir(out))):
-        description = read_shard(os.path.join(out, name)).description
+    for name in sorted(filter(mindrecord.is_shard_name, os.listdir(out))):
+        description = mindrecord.read_shard(os.path.join(out, name)).description
         if description["listing"] != listing:
             raise UsageError(f"{out} holds shards of other images, or of another number of shards; name another folder")
         done.add(description["shard"])
@@ -167,7 +157,7 @@ def check_space(out: str, needed: int) -> None:
 def describe_shard(folder: ImageFolder, listing: str, number: int, shards: int) -> dict:
     """The description that a shard carries in its header."""
     return {
-        "format": FORMAT,
+        "format": mindrecord.FORMAT,
         "listing": listing,
         "shard": number,
         "shards": shards,
@@ -182,7 +172,7 @@ def write_shard(folder: ImageFolder, indices: range, description: dict, sizes: n
     Raises:
         RunError: if it cannot be written, or what was read back differs.
     """
-    name = f"images_{description['shard'] + 1:05}_of_{description['shards']:05}{SUFFIX}"
+    name = f"images_{description['shard'] + 1:05}_of_{description['shards']:05}{mindrecord.SUFFIX}"
     with tempfile.TemporaryDirectory(prefix=ASIDE, dir=out) as aside:
         path = os.path.join(aside, name)
         checksums = write_images(folder, indices, description, sizes, path)
@@ -241,7 +231,7 @@ def group_rows(folder: ImageFolder, indices: range, sizes: np.ndarray) -> Iterat
         rows.append(
             {
                 "label": int(folder.labels[index]),
-                "path": encode_path(folder.paths[index]),
+                "path": mindrecord.encode_path(folder.paths[index]),
                 "checksum": zlib.crc32(data),
                 "image": data,
             }
@@ -272,16 +262,16 @@ def verify_shard(folder: ImageFolder, indices: range, checksums: list[int], path
     Raises:
         RunError: if it differs.
     """
-    shard = read_shard(path)
+    shard = mindrecord.read_shard(path)
     written = join_alone(shard, len(indices))
     expected = [folder.paths[index] for index in indices]
     if written.paths != expected or not np.array_equal(written.labels, folder.labels[indices.start : indices.stop]):
         raise RunError(f"{path}: the shard that was written lists other images")
     for index, checksum in enumerate(checksums):
-        check_image(written, index, checksum)
+        mindrecord.check_image(written, index, checksum)
 
 
-def join_alone(shard: Shard, images: int) -> MindRecordFolder:
+def join_alone(shard: mindrecord.Shard, images: int) -> mindrecord.MindRecordFolder:
     """The listing of one shard alone, without the others of its conversion."""
-    alone = Shard(shard.path, {**shard.description, "images": images}, shard.header_size, shard.page_size)
-    return join(shard.path, [alone])
+    alone = mindrecord.Shard(shard.path, {**shard.description, "images": images}, shard.header_size, shard.page_size)
+    return mindrecord.join(shard.path, [alone])
