@@ -51,11 +51,8 @@ def check_flags_and_folder(parameters: Config, checkpoint: Checkpoint, folder: I
         UsageError: with both values.
     """
     info = checkpoint.info
-    flags = {"variant": info.variant, "class_num": info.num_classes, "image_size": info.preprocess.image_size}
-    for flag, before in flags.items():
-        if flag in parameters.given and getattr(parameters, flag) != before:
-            given = getattr(parameters, flag)
-            raise UsageError(f"--{flag} is {given}, but {checkpoint.path} was trained with {before}")
+    trained = {"variant": info.variant, "class_num": info.num_classes, "image_size": info.preprocess.image_size}
+    parameters.check_trained(trained, checkpoint.path)
     info.check_folder(folder.classes, folder.root, checkpoint.path)
 
 

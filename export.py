@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from src.common.cli import UsageError, boolean, choice, create_parser, positive_float, positive_int, run_cli
+from src.common.cli import boolean, choice, create_parser, positive_float, positive_int, run_cli
 from src.config import Config, add_averaged_flag, add_parameters, take_parameters
 from src.export.exporter import export
 from src.export.formats import FORMATS, check_device, check_plan, complete_path
@@ -73,14 +73,10 @@ def resolve_info(parameters: Config, checkpoint: Checkpoint) -> ModelInfo:
         UsageError: if a flag contradicts the checkpoint, with both values.
     """
     info = checkpoint.info
-    flags = {"variant": info.variant, "class_num": info.num_classes}
+    parameters.check_trained({"variant": info.variant, "class_num": info.num_classes}, checkpoint.path)
     if checkpoint.described:
-        flags["image_size"] = info.preprocess.image_size
-    for flag, before in flags.items():
-        given = getattr(parameters, flag)
-        if flag in parameters.given and given != before:
-            hint = "; convert_weights.py can write a checkpoint of another size" if flag == "image_size" else ""
-            raise UsageError(f"--{flag} is {given}, but {checkpoint.path} was trained with {before}{hint}")
+        hint = "; convert_weights.py can write a checkpoint of another size"
+        parameters.check_trained({"image_size": info.preprocess.image_size}, checkpoint.path, hint)
     if checkpoint.described or "image_size" not in parameters.given:
         return info
     return override(info, ImageSettings(image_size=parameters.image_size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
 from src.common.cli import (
@@ -226,6 +226,17 @@ class Config:
             raise UsageError(f"--lr_init {self.lr_init:g} is above --lr_max {self.lr_max:g}")
         if min(self.std) <= 0:
             raise UsageError("--std must be above 0")
+
+    def check_trained(self, trained: Mapping[str, Any], path: str, hint: str = "") -> None:
+        """Refuse flags that contradict `trained`, the values of the checkpoint in `path`.
+
+        Raises:
+            UsageError: with both values, and at the end `hint`, what the user can do.
+        """
+        for name, before in trained.items():
+            now = getattr(self, name)
+            if name in self.given and now != before:
+                raise UsageError(f"--{name} is {now}, but {path} was trained with {before}{hint}")
 
 
 config = Config()

@@ -100,6 +100,15 @@ def locked(path: str, wait: bool = False) -> Iterator[int]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def link_with_suffix(path: str, suffix: str) -> Iterator[str]:
+    """Give a file another name for the length of a block, for libraries that insist on a suffix."""
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, f"link{suffix}")
+        os.symlink(os.path.abspath(path), link)
+        yield link
+
+
 def file_sha256(path: str) -> str:
     """The SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()

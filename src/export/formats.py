@@ -55,9 +55,6 @@ class Air(Mindir):
     runs_here = False
     device_target = "Ascend"
 
-    def open(self, path: str, plan: ExportPlan) -> Run:
-        raise NotImplementedError
-
 
 FORMATS: dict[str, Format] = {kind.name: kind for kind in (Mindir(), Onnx(), Air())}
 

@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from src.common.cli import RunError
+from src.common.files import link_with_suffix
 from src.export.plan import ExportPlan, Run
 from src.images.preprocess import Preprocess
 from src.models.layers import ConvNormActivation, convolution
@@ -98,15 +99,11 @@ def open_mindir(path: str, batch_size: int) -> Run:
     Raises:
         RunError: if MindSpore cannot load the file.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        # MindSpore insists on the suffix.
-        link = os.path.join(folder, "network.mindir")
-        os.symlink(os.path.abspath(path), link)
-        try:
-            with quiet_logging():
-                network = nn.GraphCell(ms.load(link))
-        except (RuntimeError, ValueError) as error:
-            raise RunError(f"MindSpore cannot load what was exported: {str(error).splitlines()[0]}") from error
+    try:
+        with link_with_suffix(path, ".mindir") as link, quiet_logging():
+            network = nn.GraphCell(ms.load(link))
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"MindSpore cannot load what was exported: {str(error).splitlines()[0]}") from error
 
     def run(images: np.ndarray) -> np.ndarray:
         return run_batches(network, images, batch_size)

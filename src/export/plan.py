@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Callable
 
@@ -16,7 +17,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 """A written file at work: images as its input wants them, any number, to logits of shape (N, C)."""
 
 
-class Format:
+class Format(abc.ABC):
     """A kind of file that an export can write; `formats.FORMATS` has one of each.
 
     Attributes:
@@ -37,6 +38,7 @@ class Format:
     runs_here = True
     device_target: str | None = None
 
+    @abc.abstractmethod
     def write(
         self, path: str, plan: ExportPlan, weights: Weights, source: str, calibration: list[str], say: Callable
     ) -> None:
@@ -54,15 +56,14 @@ class Format:
             RunError: if the network, a weight or an image cannot be used.
             OSError: if the file cannot be written.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def open(self, path: str, plan: ExportPlan) -> Run:
         """Open what was written for the proof, where `runs_here`.
 
         Raises:
             RunError: if it cannot be loaded.
         """
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

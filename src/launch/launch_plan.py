@@ -18,7 +18,6 @@ from src.launch.rank_table import RankedDevice, RankTable, Server, find_server, 
 # Flags of train.py whose values are paths. Each rank runs in a folder of its own, but the caller means paths of theirs.
 PATH_FLAGS = tuple(f"--{name}" for name in path_parameters())
 
-
 LOG_NAME = "log.txt"
 DEFAULT_PORT = 8118
 

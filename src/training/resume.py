@@ -49,11 +49,8 @@ def adopt_pretrained(config: Config, checkpoint: Checkpoint) -> Config:
         UsageError: if a flag names another variant, padding or epsilon than the weights were trained with.
     """
     info, preprocess = checkpoint.info, checkpoint.info.preprocess
-    for name in ("variant", "padding", "norm_eps"):
-        now, before = getattr(config, name), getattr(info, name)
-        if name in config.given and now != before:
-            raise UsageError(f"--{name} is {now}, but {checkpoint.path} was trained with {before}")
     values = {name: getattr(info, name) for name in ("variant", "padding", "norm_eps")}
+    config.check_trained(values, checkpoint.path)
     values.update({name: getattr(preprocess, name) for name in ("image_size", "interpolation", "mean", "std")})
     values["crop_ratio"] = preprocess.image_size / preprocess.resize
     return config.replace(**{name: value for name, value in values.items() if name not in config.given})

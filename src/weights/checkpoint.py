@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 import zlib
 from collections.abc import Iterator
 
@@ -25,7 +24,7 @@ import mindspore as ms
 import numpy as np
 
 from src.common.cli import RunError
-from src.common.files import atomic_path
+from src.common.files import atomic_path, link_with_suffix
 from src.models.family import VARIANTS
 from src.weights.layouts import LAYOUTS, recognise
 from src.weights.model_info import ModelInfo
@@ -185,9 +184,10 @@ def read_entries(path: str) -> Weights:
     if checked is False:
         raise RunError(f"{path}: the checkpoint is damaged, its checksum does not match")
     try:
-        with quiet_logging():
-            # MindSpore reads no file whose name does not end in .ckpt.
-            loaded = ms.load_checkpoint(path) if path.endswith(".ckpt") else load_through_link(path)
+        # MindSpore reads no file whose name does not end in .ckpt.
+        named = contextlib.nullcontext(path) if path.endswith(".ckpt") else link_with_suffix(path, ".ckpt")
+        with named as readable, quiet_logging():
+            loaded = ms.load_checkpoint(readable)
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         foreign = path.endswith((".safetensors", ".pth", ".pt", ".bin", ".tar"))
         hint = ", convert_weights.py makes one of it" if foreign else ""
@@ -198,14 +198,6 @@ def read_entries(path: str) -> Weights:
         # This project's checkpoints always have one, so the end of the file is missing.
         raise RunError(f"{path}: the checkpoint is damaged, its checksum is missing")
     return {name: value if isinstance(value, str) else value.asnumpy() for name, value in loaded.items()}
-
-
-def load_through_link(path: str) -> dict:
-    """`load_checkpoint` for a file whose name does not end in .ckpt."""
-    with tempfile.TemporaryDirectory() as folder:
-        link = os.path.join(folder, "link.ckpt")
-        os.symlink(os.path.abspath(path), link)
-        return ms.load_checkpoint(link)
 
 
 def has_valid_checksum(path: str) -> bool | None:
