@@ -42,7 +42,7 @@ class StopRequest:
         os.close(self.writer)
 
     def take_signals(self) -> None:
-        """Let Python receive the signals: from each compilation of a graph on, MindSpore turns SIGINT into SIGTERM."""
+        """Let Python receive the signals: each run of a graph begins with a handler that makes SIGTERM of SIGINT."""
         for number in self.NUMBERS:
             signal.signal(number, lambda number, frame: None)
 

@@ -241,7 +241,8 @@ def as_float32(value, name: str, source: str) -> np.ndarray:
     # ml_dtypes' bfloat16 is no subtype of np.floating, and reports kind 'V'.
     if value.dtype.kind != "f" and value.dtype.name != "bfloat16":
         raise RunError(f"{source}: {name} holds {value.dtype} instead of floating-point numbers")
-    value = np.ascontiguousarray(value, dtype=np.float32).reshape(value.shape)
+    with np.errstate(over="ignore"):
+        value = np.ascontiguousarray(value, dtype=np.float32).reshape(value.shape)
     if not np.isfinite(value).all():
         raise RunError(f"{source}: {name} holds numbers that are not finite")
     return value

@@ -64,7 +64,6 @@ class TestARunThatIsStopped:
         terminal, shown = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
         before = len(saved(folder))
-        # Not during a compilation: MindSpore makes SIGTERM of SIGINT there.
         process = subprocess.Popen(
             train_command(**self.flags(few_images)),
             cwd=folder,
@@ -81,10 +80,12 @@ class TestARunThatIsStopped:
             screen.read()
         text = screen.read()
         os.close(terminal)
-        assert process.returncode == 128 + signal.SIGINT, text
+        # MindSpore's handler makes SIGTERM of SIGINT from the start of each graph's run to our next `take_signals`.
+        number = process.returncode - 128
+        assert number in (signal.SIGINT, signal.SIGTERM), text
         assert re.search(r"epoch \d/3: +\d+%\|.*\| \d/4 \[\d\d:\d\d<.*, loss [\d.]+, lr [\d.]+, \d+ images/s\]", text)
         assert not re.search(r"step \d/4, loss: ", text)
-        assert re.search(r"stopped by signal 2 after step \d+ of 12; --resume auto goes on", text)
+        assert re.search(rf"stopped by signal {number} after step \d+ of 12; --resume auto goes on", text)
 
     def test_sigkill_leaves_the_checkpoint_of_a_step(self, folder, few_images):
         before = saved(folder)
