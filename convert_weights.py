@@ -1,4 +1,4 @@
-"""Convert trained weights of timm, torchvision, the model zoo or MindCV to a checkpoint, and back for the first two.
+"""Convert trained weights of other projects to a checkpoint, and back to those of PyTorch.
 
 python convert_weights.py --source tf_efficientnet_b0.safetensors --target b0.ckpt
 python convert_weights.py --source b0.ckpt --target b0.safetensors --to timm
@@ -14,6 +14,7 @@ import textwrap
 
 from src.common.cli import UsageError, create_parser, run_cli
 from src.config import add_averaged_flag, add_parameters, take_parameters
+from src.models.family import VARIANTS
 from src.weights import conversion
 from src.weights.checkpoint import check_weights
 from src.weights.model_info import ModelInfo
@@ -28,7 +29,7 @@ def parse_arguments(argv=None):
     parser = create_parser(__doc__.splitlines()[0])
     parser.add_argument("--source", required=True, help="weights to read: .safetensors, .pth, .pt, .bin or .ckpt")
     parser.add_argument("--target", required=True, help="file to write: .ckpt, or .safetensors with --to")
-    parser.add_argument("--to", choices=("timm", "torchvision"), help="write weights that this project loads")
+    parser.add_argument("--to", choices=conversion.TARGETS, help="write weights that this project loads")
     parser.add_argument(
         "--architecture",
         help="timm's name of the model, where neither config.json nor the file's name tells efficientnet_b0 from "
@@ -78,7 +79,7 @@ def print_summary(converted: conversion.Converted) -> None:
     info, images = converted.info, converted.info.preprocess
     print(f"source: {converted.origin}")
     print(
-        f"network: EfficientNet-{info.variant.upper()}, {info.num_classes} classes, padding {info.padding}, "
+        f"network: {VARIANTS[info.variant].title}, {info.num_classes} classes, padding {info.padding}, "
         f"batch-norm epsilon {info.norm_eps:g}, {len(converted.weights)} tensors"
     )
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (images.mean, images.std))
@@ -95,8 +96,9 @@ def warn_of_padding(info: ModelInfo, project: str) -> None:
     """Say so where the other project's network computes something else."""
     if conversion.peer_source(info, project).padding != info.padding:
         print(
-            f"warning: {project} pads symmetrically, but these weights were trained with padding {info.padding}; it "
-            "loads them and computes something else, timm computes the same",
+            f"warning: {project}'s networks have padding {conversion.peer_source(info, project).padding}, but these "
+            f"weights were trained with padding {info.padding}; it loads them and computes something else, timm "
+            "computes the same",
             file=sys.stderr,
         )
 

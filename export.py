@@ -13,6 +13,7 @@ from src.config import Config, add_averaged_flag, add_parameters, take_parameter
 from src.export.exporter import export
 from src.export.formats import FORMATS, check_device, check_plan, complete_path
 from src.export.plan import PRECISIONS, ExportPlan
+from src.models.family import VARIANTS
 from src.runtime.device import prepare_device
 from src.weights.checkpoint import Checkpoint, read_checkpoint
 from src.weights.conversion import ImageSettings, override
@@ -121,7 +122,7 @@ def main(argv=None) -> None:
     plan = plan_export(arguments, parameters, checkpoint)
     info = plan.info
     print(
-        f"device: {device.describe()}; EfficientNet-{info.variant.upper()}, {info.num_classes} classes, "
+        f"device: {device.describe()}; {VARIANTS[info.variant].title}, {info.num_classes} classes, "
         f"{'averaged' if plan.averaged else 'raw'} weights, {plan.precision}",
         flush=True,
     )

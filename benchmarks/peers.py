@@ -1,5 +1,6 @@
 """PyTorch's EfficientNets, to compare with: timm's and torchvision's own models with random weights."""
 
+import importlib
 import importlib.util
 import os
 
@@ -36,7 +37,12 @@ import torchvision  # noqa: E402
 
 
 def create_peer(source, variant, num_classes=1000, **settings):
-    """A peer's model by our name of its source: timm, timm_tf or torchvision; without dropout and drop-connect."""
+    """A peer's model by our name of its source, a key of `SOURCES`; without dropout and drop-connect."""
+    if source == "efficientnet_pytorch":
+        name = "efficientnet_lite_pytorch" if variant.startswith("lite") else "efficientnet_pytorch"
+        package = importlib.import_module(name)
+        settings = {"num_classes": num_classes, "dropout_rate": 0.0, "drop_connect_rate": 0.0, "image_size": None}
+        return package.EfficientNet.from_name(f"efficientnet-{variant}", **settings)
     if source == "torchvision":
         create = getattr(torchvision.models, f"efficientnet_{variant}")
         return create(num_classes=num_classes, dropout=0.0, stochastic_depth_prob=0.0, **settings)
@@ -83,6 +89,8 @@ def randomise(model, images, seed=0):
 
 def peer_name(source, variant):
     """The peer's name of the network, also the start of its files' names."""
+    if source == "efficientnet_pytorch":
+        return f"efficientnet-{variant}"
     return f"{'tf_' if source == 'timm_tf' else ''}efficientnet_{variant}"
 
 

@@ -27,6 +27,7 @@ from src.export.onnx_graph import build_model
 from src.export.plan import normalise_all
 from src.export.quantisation import FLOAT_LAYERS, quantise
 from src.export.verification import centre, pick_evenly, read_pixels
+from src.models.family import VARIANTS
 from src.weights.checkpoint import read_checkpoint
 from src.weights.folding import fold_batch_norm
 
@@ -112,7 +113,7 @@ def report(arguments, info, models, logits, labels, rates) -> None:
     """The table and the line of JSON."""
     print(
         f"machine: {describe_machine('onnxruntime')}; {arguments.threads} threads, batch {arguments.batch_size}, "
-        f"EfficientNet-{info.variant.upper()} at {info.preprocess.image_size} pixels, {len(labels)} images"
+        f"{VARIANTS[info.variant].title} at {info.preprocess.image_size} pixels, {len(labels)} images"
     )
     print("| file | top-1 | same class as fp32 | noise in the logits | size | images/s | by fp32's |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -18,6 +18,7 @@ from src.export.plan import ExportPlan, Run
 from src.export.quantisation import cpu_needs_reduced_range, quantise
 from src.export.verification import read_pixels
 from src.inference.session import LOGITS, create_session, run_session
+from src.models.family import VARIANTS
 from src.weights.folding import fold_batch_norm
 from src.weights.model_info import METADATA_KEY
 from src.weights.names import Weights
@@ -79,7 +80,7 @@ def add_metadata(model: ModelProto, source: str, plan: ExportPlan) -> None:
     if info.class_names:
         entries["class_names"] = json.dumps(info.class_names, ensure_ascii=False)
     model.producer_name = PRODUCER
-    model.doc_string = f"EfficientNet-{info.variant.upper()}: {plan.describe()}"
+    model.doc_string = f"{VARIANTS[info.variant].title}: {plan.describe()}"
     helper.set_model_props(model, entries)
 
 

@@ -48,7 +48,7 @@ class OnnxModel:
     def describe(self) -> str:
         """A line on what runs and how an image is prepared."""
         preprocess = self.info.preprocess
-        kind = self.info.variant.upper() if self.described else "described by flags"
+        kind = self.info.variant.capitalize() if self.described else "described by flags"
         steps = f"shorter side to {preprocess.resize} ({preprocess.interpolation}), centre {preprocess.image_size}"
         if self.input_type != np.uint8:
             steps += f", mean {format_setting(preprocess.mean)}, std {format_setting(preprocess.std)}"

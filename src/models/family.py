@@ -40,12 +40,13 @@ class Block(NamedTuple):
     """An MBConv block of a scaled network.
 
     Attributes:
-        stage, repeat: the number of its stage and its number within the stage, both from 0.
+        number, stage, repeat: its number, that of its stage, and its number within the stage, all from 0.
         expand_ratio, kernel_size, stride: as in the paper's table.
         in_channels, out_channels: scaled.
         squeezed_channels: between the two convolutions of squeeze-and-excitation; 0 where the block has none.
     """
 
+    number: int
     stage: int
     repeat: int
     expand_ratio: int
@@ -102,6 +103,11 @@ class Architecture:
     squeeze_ratio: float = 0.25
 
     @property
+    def title(self) -> str:
+        """The member for a sentence: "EfficientNet-B0", "EfficientNet-Lite0"."""
+        return f"EfficientNet-{self.name.capitalize()}"
+
+    @property
     def stem_width(self) -> int:
         """Channels of the stem."""
         return scale_channels(self.stem_channels, self.width_coeff if self.ends_scale else 1.0)
@@ -127,14 +133,24 @@ class Architecture:
         for number, (stage, repeats) in enumerate(zip(self.stages, self.stage_repeats)):
             after = scale_channels(stage.out_channels, self.width_coeff)
             for repeat in range(repeats):
-                stride = stage.stride if repeat == 0 else 1
-                squeezed = max(1, int(before * self.squeeze_ratio)) if self.squeeze_ratio else 0
-                blocks.append(
-                    Block(number, repeat, stage.expand_ratio, stage.kernel_size, stride, before, after, squeezed)
+                block = Block(
+                    number=len(blocks),
+                    stage=number,
+                    repeat=repeat,
+                    expand_ratio=stage.expand_ratio,
+                    kernel_size=stage.kernel_size,
+                    stride=stage.stride if repeat == 0 else 1,
+                    in_channels=before,
+                    out_channels=after,
+                    squeezed_channels=max(1, int(before * self.squeeze_ratio)) if self.squeeze_ratio else 0,
                 )
+                blocks.append(block)
                 before = after
         return tuple(blocks)
 
+
+LITE = {"ends_scale": False, "fixed_stages": (0, 6), "activation": "relu6", "squeeze_ratio": 0.0}
+"""EfficientNet-Lite (Google 2020), for quantisation and small devices."""
 
 VARIANTS = {
     row.name: row
@@ -147,6 +163,11 @@ VARIANTS = {
         Architecture("b5", 1.6, 2.2, 456, 0.4),
         Architecture("b6", 1.8, 2.6, 528, 0.5),
         Architecture("b7", 2.0, 3.1, 600, 0.5),
+        Architecture("lite0", 1.0, 1.0, 224, 0.2, **LITE),
+        Architecture("lite1", 1.0, 1.1, 240, 0.2, **LITE),
+        Architecture("lite2", 1.1, 1.2, 260, 0.3, **LITE),
+        Architecture("lite3", 1.2, 1.4, 280, 0.3, **LITE),
+        Architecture("lite4", 1.4, 1.8, 300, 0.3, **LITE),
     )
 }
 

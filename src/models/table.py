@@ -131,5 +131,5 @@ def main(argv=None) -> None:
     arguments = parser.parse_args(argv)
     architecture, classes = VARIANTS[arguments.variant], arguments.class_num
     size = arguments.image_size or architecture.image_size
-    print(f"EfficientNet-{arguments.variant.upper()}, images of {size} x {size} pixels, {classes} classes")
+    print(f"{VARIANTS[arguments.variant].title}, images of {size} x {size} pixels, {classes} classes")
     print(format_table(layer_table(architecture, size, classes)))

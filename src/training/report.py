@@ -25,7 +25,7 @@ def describe_run(run: Run, network: EfficientNet, progress: Progress) -> None:
         f"data sink {'on' if run.device.has_data_sink else 'off'}"
     )
     print(
-        f"network: EfficientNet-{config.variant.upper()}, {weights / 1e6:.2f} M trainable parameters, "
+        f"network: {VARIANTS[config.variant].title}, {weights / 1e6:.2f} M trainable parameters, "
         f"{multiply_adds / 1e9:.3f} G multiply-adds for an image of "
         f"{config.image_size} pixels"
     )

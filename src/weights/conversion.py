@@ -19,6 +19,9 @@ from src.weights.sources import SOURCES, Source, source_of
 from src.weights.timm_settings import describe_timm
 from src.weights.torch_files import read_pth, read_safetensors, without_wrapper, write_safetensors
 
+TARGETS = ("timm", "torchvision", "efficientnet_pytorch")
+"""The projects whose names weights can be written under."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
@@ -182,9 +185,14 @@ def write_theirs(path: str, project: str, converted: Converted) -> None:
     """Write converted weights under another project's names, as .safetensors.
 
     Args:
-        project: "timm" or "torchvision".
+        project: one of TARGETS.
+
+    Raises:
+        RunError: if the project has no such network.
     """
     info = converted.info
+    if info.variant not in peer_source(info, project).members:
+        raise RunError(f"{path}: {LAYOUTS[project].title} has no {VARIANTS[info.variant].title}")
     tensors = to_theirs(LAYOUTS[project], info.variant, converted.weights, converted.counters)
     # PyTorch's loaders look for "format".
     write_safetensors(path, tensors, {"format": "pt", METADATA_KEY: info.to_json()})
@@ -200,6 +208,14 @@ def peer_call(info: ModelInfo, project: str) -> str:
         bn_eps = f", bn_eps={eps}" if differs else ""
         return (
             f"model = timm.create_model('{prefix}efficientnet_{info.variant}', num_classes={info.num_classes}{bn_eps})"
+        )
+    if project == "efficientnet_pytorch":
+        package = "efficientnet_pytorch" if VARIANTS[info.variant].squeeze_ratio else "efficientnet_lite_pytorch"
+        batch_norm_epsilon = f", batch_norm_epsilon={eps}" if differs else ""
+        # Without an image size it pads images of any size like TensorFlow, with one those of that size.
+        return (
+            f"model = {package}.EfficientNet.from_name('efficientnet-{info.variant}', "
+            f"num_classes={info.num_classes}, image_size=None{batch_norm_epsilon})"
         )
     lines = [f"model = torchvision.models.efficientnet_{info.variant}(num_classes={info.num_classes})"]
     if differs:

@@ -69,6 +69,12 @@ def mindcv_block(block: Block) -> dict[str, str]:
     return name_parts(prefix, parts, squeeze + "reduce", squeeze + "expand")
 
 
+def efficientnet_pytorch_block(block: Block) -> dict[str, str]:
+    """EfficientNet-PyTorch's parts: flat, blocks are counted through all stages."""
+    parts = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2")
+    return name_parts(f"_blocks.{block.number}", parts, "_se_reduce", "_se_expand")
+
+
 def name_parts(prefix: str, parts: tuple, reduce: str, expand: str) -> dict[str, str]:
     """Our names of a block's parts to theirs.
 
@@ -109,6 +115,16 @@ LAYOUTS = {
         head=("features.8.0", "features.8.1"),
         classifier="classifier.1",
         block=torchvision_block,
+        unused="n_averaged",
+        norm=TORCH_NORM,
+    ),
+    "efficientnet_pytorch": Layout(
+        title="EfficientNet-PyTorch",
+        mark=r"_conv_stem\.weight",
+        stem=("_conv_stem", "_bn0"),
+        head=("_conv_head", "_bn1"),
+        classifier="_fc",
+        block=efficientnet_pytorch_block,
         unused="n_averaged",
         norm=TORCH_NORM,
     ),

@@ -14,7 +14,7 @@ import numpy as np
 
 from src.common.cli import RunError
 from src.models.family import VARIANTS, Architecture
-from src.weights.layouts import Layout, recognise
+from src.weights.layouts import LAYOUTS, Layout, recognise
 
 Weights = dict[str, np.ndarray]
 
@@ -151,8 +151,14 @@ def describe_family() -> str:
     """The members for a sentence: `B0 to B7`."""
     series = {}
     for name in VARIANTS:
-        series.setdefault(name.rstrip("0123456789"), []).append(name.upper())
+        series.setdefault(name.rstrip("0123456789"), []).append(name.capitalize())
     return " or ".join(f"{names[0]} to {names[-1]}" for names in series.values())
+
+
+def list_projects() -> str:
+    """The projects whose names are known, for a sentence."""
+    *titles, last = (layout.title for layout in LAYOUTS.values())
+    return f"{', '.join(titles)} or {last}"
 
 
 def to_ours(entries: Weights, source: str) -> Translated:
@@ -169,11 +175,11 @@ def to_ours(entries: Weights, source: str) -> Translated:
     layout = recognise(entries)
     if layout is None:
         raise RunError(
-            f"{source}: it is no EfficientNet of timm, torchvision, the model zoo or MindCV; its names are like "
+            f"{source}: it is no EfficientNet of {list_projects()}; its names are like "
             f"{next(iter(entries), 'none at all')}"
         )
     architecture = find_architecture(layout, entries, source)
-    reading = f"{source}: read as {layout.title}'s EfficientNet-{architecture.name.upper()},"
+    reading = f"{source}: read as {layout.title}'s {architecture.title},"
     names = parameter_names(layout, architecture)
     counters = counter_names(names)
     used = {*names.values(), *counters}

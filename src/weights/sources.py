@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from src.common.cli import RunError
 from src.data.imagenet import class_names_for
 from src.images.preprocess import Preprocess
 from src.models.family import VARIANTS
@@ -59,7 +60,12 @@ class Source:
 
         Args:
             name: under which they were published: `tf_efficientnet_b0.ap_in1k`, or a file's name.
+
+        Raises:
+            RunError: if the source has no weights of this member.
         """
+        if variant not in self.members:
+            raise RunError(f"{name or self.title}: there are no weights of {VARIANTS[variant].title} by {self.title}")
         member = self.members[variant]
         settings = {"image_size": member.image_size, "resize": member.resize}
         settings.update({"interpolation": self.interpolation, "mean": self.mean, "std": self.std, **member.settings})
@@ -81,7 +87,25 @@ HALF = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
 IMAGENET = {"mean": Source.mean, "std": Source.std}
 # TensorFlow's batch-norm epsilon, and PyTorch's, which is MindSpore's own as well.
 TF_EPS, TORCH_EPS = 1e-3, 1e-5
-SIZES = {name: row.image_size for name, row in VARIANTS.items()}
+TF_MEMBERS = {
+    "b0": Member(TF_EPS, 224, 256),
+    "b1": Member(TF_EPS, 240, 272),
+    "b2": Member(TF_EPS, 260, 292),
+    "b3": Member(TF_EPS, 300, 331),
+    "b4": Member(TF_EPS, 380, 412),
+    "b5": Member(TF_EPS, 456, 488),
+    "b6": Member(TF_EPS, 528, 560),
+    "b7": Member(TF_EPS, 600, 632),
+    "lite0": Member(TF_EPS, 224, 256, HALF),
+    "lite1": Member(TF_EPS, 240, 272, HALF),
+    "lite2": Member(TF_EPS, 260, 292, HALF),
+    # timm measured Google's weights of the last two on larger images than Google did (280 and 300 pixels).
+    "lite3": Member(TF_EPS, 300, 331, {"interpolation": "bilinear", **HALF}),
+    "lite4": Member(TF_EPS, 380, 413, {"interpolation": "bilinear", **HALF}),
+}
+"""What Google's weights expect, as timm measured them; it rounds the shorter side down."""
+# The sizes of those members that torchvision, the zoo and MindCV have.
+SIZES = {name: row.image_size for name, row in VARIANTS.items() if row.squeeze_ratio}
 
 SOURCES = {
     # timm's default weights of each member, which it calls b0.ra_in1k, b1.ra4_e3600_r240_in1k, and so on.
@@ -98,6 +122,11 @@ SOURCES = {
             "b5": Member(TORCH_EPS, 448, 448),
             "b6": Member(TORCH_EPS, 528, 560),
             "b7": Member(TORCH_EPS, 600, 632),
+            "lite0": Member(TORCH_EPS, 224, 256),
+            "lite1": Member(TORCH_EPS, 240, 272),
+            "lite2": Member(TORCH_EPS, 260, 292),
+            "lite3": Member(TORCH_EPS, 300, 331),
+            "lite4": Member(TORCH_EPS, 380, 412),
         },
         releases={
             r"_b1(\.ft_|-533bc792)": {"image_size": 224, "resize": 256, **IMAGENET},
@@ -105,21 +134,12 @@ SOURCES = {
             r"_b5\.sw_in12k(?!_ft)": {"image_size": 416, "resize": 437},
         },
     ),
-    # Google's weights; timm rounds the shorter side down. Those of AdvProp ("ap") were trained on other means.
+    # Google's weights; those of AdvProp ("ap") were trained on other means.
     "timm_tf": Source(
         "timm's tf_efficientnet_*",
         LAYOUTS["timm"],
         "same",
-        {
-            "b0": Member(TF_EPS, 224, 256),
-            "b1": Member(TF_EPS, 240, 272),
-            "b2": Member(TF_EPS, 260, 292),
-            "b3": Member(TF_EPS, 300, 331),
-            "b4": Member(TF_EPS, 380, 412),
-            "b5": Member(TF_EPS, 456, 488),
-            "b6": Member(TF_EPS, 528, 560),
-            "b7": Member(TF_EPS, 600, 632),
-        },
+        TF_MEMBERS,
         releases={r"_b\d[._]ap[_-]": HALF},
     ),
     # torchvision's default weights of each member; B1's are the second ones.
@@ -138,6 +158,14 @@ SOURCES = {
             "b7": Member(TF_EPS, 600, 600),
         },
         releases={"_b1_rwightman": {"resize": 256, "interpolation": "bicubic"}},
+    ),
+    # Google's weights again, those of AdvProp in files like "adv-efficientnet-b0-b64d5a18.pth".
+    "efficientnet_pytorch": Source(
+        "EfficientNet-PyTorch",
+        LAYOUTS["efficientnet_pytorch"],
+        "same",
+        TF_MEMBERS,
+        releases={r"(^|[-_.])adv(prop)?[-_.]": HALF},
     ),
     # The zoo's evaluation resizes to 255 for 224 pixels, with OpenCV's linear interpolation.
     "zoo": Source(

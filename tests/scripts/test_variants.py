@@ -1,4 +1,4 @@
-"""All eight networks through every script, as users run them: --variant alone decides size, dropout and names."""
+"""All networks through every script, as users run them: --variant alone decides size, dropout and names."""
 
 import ast
 import dataclasses
@@ -35,7 +35,7 @@ def run(folder, script, *flags, code=0):
 def train_evaluate_export_and_infer(folder, images, variant, *flags, formats=("ONNX",)):
     """From images to a file that classifies them; returns the checkpoint."""
     printed = run(folder, "train.py", "--dataset_path", images / "train", "--variant", variant, *TINY, *flags)
-    assert f"EfficientNet-{variant.upper()}" in printed
+    assert VARIANTS[variant].title in printed
     checkpoint = folder / "checkpoint" / "model_0" / f"Efficientnet_{variant}-rank0-1_2.ckpt"
     assert re.search(r"^epoch 1: epoch time: [\d.]+, per step time: [\d.]+, avg loss: [\d.]+", printed, re.MULTILINE)
     assert checkpoint.exists()
@@ -102,6 +102,25 @@ def test_a_converted_network_names_what_is_in_a_picture(few_images, tmp_path):
     described = timm.data.ImageNetInfo("imagenet-1k").label_descriptions()
     for row in told["classes"]:
         assert words(row["class"]) & words(described[row["label"]]), row
+
+
+def test_a_lite_network_through_every_script(few_images, tmp_path):
+    """EfficientNet-PyTorch's weights, fine-tuned; b0's are refused for it, and its run does not go on as b0."""
+    source = SOURCES["efficientnet_pytorch"]
+    peer = create_peer("efficientnet_pytorch", "lite0", 1000)
+    randomise(peer, pixels_of(few_images / "train", source, "lite0", 32))
+    save_file(tensors(peer), tmp_path / "efficientnet-lite0.safetensors")
+    run(tmp_path, "convert_weights.py", "--source", "efficientnet-lite0.safetensors", "--target", "start.ckpt")
+    checkpoint = train_evaluate_export_and_infer(
+        tmp_path, few_images, "lite0", "--pretrained", "start.ckpt", formats=("MINDIR", "ONNX")
+    )
+    assert read_checkpoint(str(checkpoint)).info.preprocess.mean == (127.5,) * 3
+
+    train = ("train.py", "--dataset_path", few_images / "train", *TINY)
+    refused = run(tmp_path, *train, "--variant", "b0", "--pretrained", "start.ckpt", code=2)
+    assert "--variant is b0, but start.ckpt was trained with lite0" in refused
+    refused = run(tmp_path, *train, "--variant", "b0", "--resume", checkpoint, code=2)
+    assert "--variant b0 contradicts the resumed run, which has variant lite0" in refused
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pickle
@@ -33,7 +34,8 @@ from tests.support.loading import load_model
 from tests.support.peer_networks import logits_of, tensors
 
 ROOT = Path(__file__).parent.parent.parent
-PEERS = ("timm", "timm_tf", "torchvision")
+PEERS = ("timm", "timm_tf", "torchvision", "efficientnet_pytorch")
+LITE = [(source, "lite0") for source in PEERS if source != "torchvision"]
 CLASSES = 7
 # Halved five times: 75, 38, 19, 10, 5, 3. Even sides are those where TensorFlow's padding differs from PyTorch's.
 SIZE = 75
@@ -85,9 +87,18 @@ def assert_same_bits(one, other):
 def hint(printed):
     """The lines of Python that the command printed, run: the model that they build."""
     lines = printed.partition("written: ")[2].splitlines()[1:]
-    scope = {"timm": timm, "torchvision": torchvision}
+    scope = peer_modules()
     exec("\n".join(line.removeprefix("    ") for line in lines), scope)
     return scope["model"]
+
+
+def peer_modules():
+    """What the printed lines of Python use."""
+    import efficientnet_lite_pytorch
+    import efficientnet_pytorch
+
+    modules = (timm, torchvision, efficientnet_pytorch, efficientnet_lite_pytorch)
+    return {module.__name__: module for module in modules}
 
 
 def check_there_and_back(source, variant, folder, capsys):
@@ -102,7 +113,7 @@ def check_there_and_back(source, variant, folder, capsys):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
 
     capsys.readouterr()
-    project = "torchvision" if source == "torchvision" else "timm"
+    project = source.removesuffix("_tf")
     assert convert(folder / "ours.ckpt", folder / "back.safetensors", "--to", project) == 0
     back = load_file(folder / "back.safetensors")
     assert_same_bits(back, tensors(peer))
@@ -112,20 +123,34 @@ def check_there_and_back(source, variant, folder, capsys):
 
 
 class TestExactness:
-    @pytest.mark.parametrize("source", PEERS)
-    @pytest.mark.parametrize("variant", ["b0", "b1", "b2", "b3", "b4"])
+    @pytest.mark.parametrize(
+        "source, variant",
+        [
+            *itertools.product(PEERS[:3], ["b0", "b1", "b2", "b3", "b4"]),
+            *LITE,
+            ("efficientnet_pytorch", "b0"),
+            ("timm_tf", "lite4"),
+        ],
+    )
     def test_evaluation_agrees_and_there_and_back_is_bit_identical(self, source, variant, folder, capsys):
         check_there_and_back(source, variant, folder, capsys)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("source", PEERS)
-    @pytest.mark.parametrize("variant", ["b5", "b6", "b7"])
+    @pytest.mark.parametrize(
+        "source, variant",
+        [
+            *itertools.product(PEERS, ["b5", "b6", "b7"]),
+            *itertools.product(["efficientnet_pytorch"], ["b1", "b2", "b3", "b4"]),
+            *itertools.product(["timm_tf", "efficientnet_pytorch"], ["lite1", "lite2", "lite3"]),
+        ],
+    )
     def test_evaluation_of_the_largest_agrees_too(self, source, variant, folder, capsys):
         check_there_and_back(source, variant, folder, capsys)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("source", PEERS)
-    @pytest.mark.parametrize("variant", ["b0", "b1", "b2", "b3", "b4"])
+    @pytest.mark.parametrize(
+        "source, variant", [*itertools.product(PEERS, ["b0", "b1", "b2", "b3", "b4"]), *LITE, ("timm_tf", "lite4")]
+    )
     def test_evaluation_agrees_at_the_published_image_size(self, source, variant, folder):
         images = random_images(2, VARIANTS[variant].image_size)
         peer = randomise(create_peer(source, variant, CLASSES), images)
@@ -278,22 +303,44 @@ class TestFiles:
         model.load_state_dict(state, strict=True)
         np.testing.assert_allclose(logits_of(model, IMAGES), logits_of(b0[source], IMAGES), atol=1e-5)
 
+    @pytest.mark.parametrize(
+        "name, mean",
+        [
+            ("efficientnet-b0-355c32eb.pth", 0.485 * 255),
+            ("adv-efficientnet-b0-b64d5a18.pth", 127.5),
+        ],
+    )
+    def test_advprops_weights_are_told_by_their_published_name(self, name, mean, b0, folder):
+        torch.save(b0["efficientnet_pytorch"].state_dict(), folder / name)
+        assert convert(folder / name, folder / "ours.ckpt") == 0
+        info = read_checkpoint(str(folder / "ours.ckpt")).info
+        assert info.preprocess.mean[0] == pytest.approx(mean)
+        assert (info.preprocess.image_size, info.preprocess.resize, info.padding) == (224, 256, "same")
+
+    def test_torchvision_has_no_lite_networks(self, folder, capsys):
+        save(create_peer("timm_tf", "lite0", CLASSES), folder / "tf_efficientnet_lite0.safetensors")
+        flags = ("--to", "torchvision")
+        assert convert(folder / "tf_efficientnet_lite0.safetensors", folder / "there.safetensors", *flags) == 1
+        assert "torchvision has no EfficientNet-Lite0" in capsys.readouterr().err
+        assert not (folder / "there.safetensors").exists()
+
     def test_torchvision_cannot_pad_like_tensorflow_and_the_user_is_told(self, b0_file, folder, capsys):
         assert convert(b0_file, folder / "there.safetensors", "--to", "torchvision") == 0
-        assert "warning: torchvision pads symmetrically" in capsys.readouterr().err
+        assert "warning: torchvision's networks have padding symmetric" in capsys.readouterr().err
 
     @pytest.mark.parametrize("variant", ["b0", "b4", "b5"])
     @pytest.mark.parametrize("norm_eps", [1e-5, 1e-3, 2.5e-4])
     @pytest.mark.parametrize("padding", ["same", "symmetric"])
-    @pytest.mark.parametrize("project", ["timm", "torchvision"])
+    @pytest.mark.parametrize("project", ["timm", "torchvision", "efficientnet_pytorch"])
     def test_the_printed_call_builds_the_network_of_the_weights(self, project, padding, norm_eps, variant):
-        scope = {"timm": timm, "torchvision": torchvision}
+        scope = peer_modules()
         with torch.device("meta"):
             exec(peer_call(ModelInfo(variant, 10, None, padding, norm_eps), project), scope)
         modules = list(scope["model"].modules())
         assert {m.eps for m in modules if isinstance(m, torch.nn.BatchNorm2d)} == {norm_eps}
         stem = next(m for m in modules if isinstance(m, torch.nn.Conv2d))
-        assert (stem.padding == (0, 0)) == (padding == "same" and project == "timm")
+        same = project == "efficientnet_pytorch" or (padding == "same" and project == "timm")
+        assert (stem.padding == (0, 0)) == same
         assert [m.out_features for m in modules if isinstance(m, torch.nn.Linear)] == [10]
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -324,7 +371,7 @@ def write_published(project, weights, path):
 class TestHeads:
     @pytest.mark.parametrize("source", PEERS)
     def test_a_missing_classifier_becomes_a_new_one(self, source, b0, folder, capsys):
-        state = {n: v for n, v in tensors(b0[source]).items() if not n.startswith("classifier.")}
+        state = {n: v for n, v in tensors(b0[source]).items() if not n.startswith(("classifier.", "_fc."))}
         path = folder / f"{peer_name(source, 'b0')}.safetensors"
         save_file(state, path)
         assert convert(path, folder / "ours.ckpt", "--class_num", 12) == 0
@@ -608,10 +655,13 @@ class TestWrongUse:
     @pytest.mark.parametrize(
         "create, sentence",
         [
-            (lambda: timm.create_model("resnet18"), "it is no EfficientNet of timm, torchvision, the model zoo or"),
-            (lambda: timm.create_model("efficientnet_lite0"), "blocks.0.0.se.conv_reduce.weight"),
+            (
+                lambda: timm.create_model("resnet18"),
+                "it is no EfficientNet of timm, torchvision, EfficientNet-PyTorch, the",
+            ),
+            (lambda: timm.create_model("efficientnet_es"), "blocks.0.0.conv_exp.weight"),
             (lambda: timm.create_model("efficientnet_b1_pruned"), "has shape"),
-            (lambda: torchvision.models.mobilenet_v2(), "it is none of EfficientNet B0 to B7"),
+            (lambda: torchvision.models.mobilenet_v2(), "it is none of EfficientNet B0 to B7 or Lite0 to Lite4"),
         ],
     )
     def test_other_networks(self, create, sentence, folder, capsys):

@@ -11,15 +11,15 @@ import pytest
 from benchmarks.peers import create_peer, peer_name, timm, torch, torchvision
 from src.common.cli import RunError
 from src.models.effnet import create_network
-from src.models.family import VARIANTS, Architecture
+from src.models.family import VARIANTS
 from src.weights.layouts import LAYOUTS
 from src.weights.model_info import ModelInfo
-from src.weights.names import describe_family, parameter_names, parameter_shapes, to_ours, to_theirs
+from src.weights.names import parameter_names, parameter_shapes, to_ours, to_theirs
 from src.weights.sources import SOURCES
 
-PEERS = ("timm", "timm_tf", "torchvision")
+PEERS = ("timm", "timm_tf", "torchvision", "efficientnet_pytorch")
 PUBLISHED = {"zoo": "model_zoo_parameters.tsv", "mindcv": "mindcv_parameters.tsv"}
-EVERY = [(source, variant) for source in PEERS for variant in VARIANTS]
+EVERY = [(source, variant) for source in PEERS for variant in SOURCES[source].members]
 
 
 def shapes(variant):
@@ -100,40 +100,10 @@ def test_epsilon_and_padding_are_the_peers(source, variant):
     peer = published_peer(source, variant)
     info = SOURCES[source].describe(variant, 1000)
     assert {m.eps for m in peer.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {info.norm_eps}
-    # timm pads symmetrically by the convolution's own padding, and for TensorFlow's by a class of its own.
-    strided = [m for m in peer.modules() if isinstance(m, torch.nn.Conv2d) and m.stride == (2, 2)]
+    # The peers pad symmetrically by the convolution's own padding, and for TensorFlow's by a class of their own.
+    strided = [m for m in peer.modules() if isinstance(m, torch.nn.Conv2d) and tuple(m.stride) == (2, 2)]
     assert len(strided) == 5
     assert {m.padding == (0, 0) for m in strided} == {info.padding == "same"}
-
-
-LITE = [
-    Architecture(name, width, depth, 0, 0.0, ends_scale=False, fixed_stages=(0, 6), squeeze_ratio=0)
-    for name, width, depth in (
-        ("lite0", 1.0, 1.0),
-        ("lite1", 1.0, 1.1),
-        ("lite2", 1.1, 1.2),
-        ("lite3", 1.2, 1.4),
-        ("lite4", 1.4, 1.8),
-    )
-]
-
-
-@pytest.mark.parametrize("name", [row.name for row in LITE])
-def test_rows_of_another_family_are_recognised_without_other_code(name, monkeypatch):
-    """EfficientNet-Lite: no squeeze-and-excitation, heads of one width, and members that differ in widths alone."""
-    for row in LITE:
-        monkeypatch.setitem(VARIANTS, row.name, row)
-    entries = numbered(shapes_of(meta_peer(lambda: timm.create_model(f"efficientnet_{name}"))))
-    translated = to_ours(entries, "file")
-    assert (translated.variant, translated.left_out) == (name, [])
-    assert {name: value.shape for name, value in translated.weights.items()} == shapes(name)
-    used = numbers(translated.weights) + translated.counters.tolist()
-    assert sorted(used) == list(range(len(entries)))
-    theirs = to_theirs(LAYOUTS["timm"], name, translated.weights, translated.counters)
-    assert dict(zip(theirs, numbers(theirs))) == dict(zip(entries, numbers(entries)))
-    for other in ("b0", "b1"):
-        assert to_ours(numbered(shapes_of(published_peer("timm", other))), "file").variant == other
-    assert describe_family() == "B0 to B7 or LITE0 to LITE4"
 
 
 @pytest.mark.parametrize("project, left_out", [("zoo", 5), ("mindcv", 0)])
@@ -222,7 +192,7 @@ def test_counters_that_are_not_known_are_zero():
     [
         (lambda: timm.create_model("resnet18"), "no EfficientNet of timm"),
         (lambda: timm.create_model("efficientnet_b8"), "a head of 2816 channels; it is none of EfficientNet B0 to B7"),
-        (lambda: timm.create_model("efficientnet_lite0"), "missing: blocks.0.0.se.conv_reduce.weight, "),
+        (lambda: timm.create_model("efficientnet_es"), "left over: blocks.0.0.conv_exp.weight, "),
         (lambda: timm.create_model("efficientnet_b0_gn"), "missing: bn1.running_mean"),
         (lambda: timm.create_model("mobilenetv3_small_100"), "a head of 1024 channels"),
         (lambda: timm.create_model("tf_efficientnetv2_b0"), "would be left over: blocks.0.0.conv.weight, blocks.1.0."),
@@ -332,7 +302,7 @@ def test_images_are_those_that_timm_says_its_weights_expect(name, variant, confi
     np.testing.assert_allclose(images.std, 255 * np.array(config.std))
 
 
-@pytest.mark.parametrize("source, variant", [pair for pair in EVERY if pair[0] != "torchvision"])
+@pytest.mark.parametrize("source, variant", [pair for pair in EVERY if pair[0].startswith("timm")])
 def test_a_bare_name_means_timms_default_weights(source, variant):
     config = timm.get_pretrained_cfg(peer_name(source, variant))
     images = SOURCES[source].describe(variant, 1000).preprocess
@@ -342,7 +312,7 @@ def test_a_bare_name_means_timms_default_weights(source, variant):
     np.testing.assert_allclose(images.mean, 255 * np.array(config.mean))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", SOURCES["torchvision"].members)
 def test_images_are_those_that_torchvision_says_its_weights_expect(variant):
     for weights in torchvision.models.get_model_weights(f"efficientnet_{variant}"):
         expected = weights.transforms()
@@ -363,7 +333,7 @@ def test_the_zoos_images_are_those_of_its_evaluation():
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_description_is_a_whole_one(source):
-    for variant in VARIANTS:
+    for variant in SOURCES[source].members:
         info = SOURCES[source].describe(variant, 10)
         assert ModelInfo.from_json(info.to_json(), "file") == info
         assert info.class_names is None
