@@ -17,7 +17,7 @@ from mindspore import nn
 
 from src.common.native import CompileError
 from src.kernels.build import library
-from src.kernels.operators import ConvNormKernel, MeanKernel, RMSPropKernel, SqueezeKernel
+from src.kernels.operators import ACTIVATIONS, ConvNormKernel, MeanKernel, RMSPropKernel, SqueezeKernel
 
 FUSED = {
     "ConvNormActivation": ConvNormKernel,
@@ -29,8 +29,8 @@ FUSED = {
 
 A kernel reads the cell's attributes and computes what it computes:
 
-- ConvNormActivation: `conv` (nn.Conv2d without bias), `norm` (nn.BatchNorm2d), `activation` ("swish" or None);
-- SqueezeExcitation: `reduce` and `expand` (nn.Conv2d, 1x1, with bias), `activation` between them ("swish");
+- ConvNormActivation: `conv` (nn.Conv2d without bias), `norm` (nn.BatchNorm2d), `activation` (one of ACTIVATIONS);
+- SqueezeExcitation: `reduce` and `expand` (nn.Conv2d, 1x1, with bias), `activation` between them ("swish" or "relu6");
 - PositionMean: `channels`;
 - RMSPropUpdate: `decay`, `momentum`, `epsilon`, and `weight_decays` of all parameters.
 """
@@ -86,9 +86,9 @@ def find_places(cell: nn.Cell) -> Iterator[tuple[nn.Cell, str, nn.Cell]]:
 def is_known(cell: nn.Cell) -> bool:
     """Whether a kernel computes what a cell computes."""
     if type(cell).__name__ == "ConvNormActivation":
-        return cell.activation in ("swish", None) and type(cell.norm) is nn.BatchNorm2d
+        return cell.activation in ACTIVATIONS and type(cell.norm) is nn.BatchNorm2d
     if type(cell).__name__ == "SqueezeExcitation":
-        return cell.activation == "swish"
+        return cell.activation in ("swish", "relu6")
     return type(cell).__name__ in FUSED
 
 

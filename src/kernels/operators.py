@@ -16,6 +16,8 @@ from mindspore import nn, ops
 from mindspore.ops import signature as sig
 
 CHANNEL_BLOCK = 16
+ACTIVATIONS = (None, "swish", "relu6")
+"""The activations that there are kernels for, in the order of their numbers in activation.h."""
 
 
 def padded(channels: int) -> int:
@@ -55,7 +57,7 @@ def operator(
 
 
 class ConvNormKernel(nn.Cell):
-    """Convolution, batch norm and, where the layer has an activation, swish as one operator.
+    """Convolution, batch norm and activation, where the layer has one, as one operator.
 
     Args:
         library: path of the compiled kernels.
@@ -97,8 +99,8 @@ class ConvNormOperator(nn.Cell):
         self.stride, self.images = conv.stride[0], conv.group == 1 and conv.kernel_size != (1, 1)
         kind = "dense" if self.images else "depthwise" if conv.group > 1 else "pointwise"
         self.place = f"{library}:{kind}_"
-        symmetric, activate = conv.pad_mode == "pad", layer.activation is not None
-        values = [self.stride, symmetric, activate, training, norm.eps, 1.0 - norm.momentum]
+        symmetric, activation = conv.pad_mode == "pad", ACTIVATIONS.index(layer.activation)
+        values = [self.stride, symmetric, activation, training, norm.eps, 1.0 - norm.momentum]
         self.settings = ms.Tensor(np.array(values, np.float32))
         self.backward = operator(self.place + "backward", self.backward_shapes, 3 if self.images else 4)
         # An operator of its own, which falls away where nobody asks for the images' gradient.
@@ -166,6 +168,7 @@ class SqueezeKernel(nn.Cell):
     def __init__(self, library: str, layer: nn.Cell):
         super().__init__(auto_prefix=False)
         self.reduce, self.expand = layer.reduce, layer.expand
+        path = f"{library}:squeeze_{layer.activation}"
 
         def forward_shapes(x, reduce, reduce_bias, *_):
             mean = [x[0], x[3]]
@@ -174,12 +177,12 @@ class SqueezeKernel(nn.Cell):
         def backward_shapes(upper, x, reduce, expand, *_):
             return (x, reduce, [reduce[0]], expand, [expand[0]])
 
-        backward = operator(f"{library}:squeeze_excite_backward", backward_shapes, 5)
+        backward = operator(path + "_backward", backward_shapes, 5)
 
         def bprop(x, reduce, reduce_bias, expand, expand_bias, out, upper):
             return backward(upper[0], x, reduce, expand, out[1], out[2], out[3])
 
-        self.operator = operator(f"{library}:squeeze_excite", forward_shapes, 4, bprop)
+        self.operator = operator(path, forward_shapes, 4, bprop)
 
     def construct(self, x):
         return self.operator(x, self.reduce.weight, self.reduce.bias, self.expand.weight, self.expand.bias)[0]

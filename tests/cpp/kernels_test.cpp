@@ -162,10 +162,19 @@ void check(const Operators& operators, Index count, Index in, Index out, Index h
   passes(close(product(weight, weight_gradient), expected, size), "the weight's gradient is wrong");
   passes(close(product(gamma, gamma_gradient), expected, size), "gamma's gradient is wrong");
 
-  // Training with swish: what comes out does not depend on the number of threads.
-  settings[2] = settings[3] = 1.0f;
+  settings[2] = static_cast<float>(Activation::kRelu6);
+  Tensor cut(out_shape);
+  passes(call(operators.infer, {&x, &weight, &gamma, &beta, &mean, &variance, &settings, &cut}) == 0, "infer fails");
+  for (Index i = 0; i < cut.size(); ++i) result[i] = std::min(std::max(result[i], 0.0f), 6.0f);
+  passes(std::equal(cut.data(), cut.data() + cut.size(), result.data()), "ReLU6 is wrong");
+
+  // Training with an activation: what comes out does not depend on the number of threads.
+  settings[3] = 1.0f;
   std::vector<float> first;
-  for (int threads : {1, 3}) {
+  for (auto [activation, threads] : {std::pair{Activation::kSwish, 1}, {Activation::kSwish, 3},
+                                     {Activation::kRelu6, 1}, {Activation::kRelu6, 3}}) {
+    settings[2] = static_cast<float>(activation);
+    if (threads == 1) first.clear();
     kernels_set_threads(threads);
     Tensor moving_mean(vector), moving_variance(vector), batch_mean(vector), batch_variance(vector);
     moving_mean.fill(0.0f), moving_variance.fill(1.0f);
@@ -182,7 +191,8 @@ void check(const Operators& operators, Index count, Index in, Index out, Index h
   }
 }
 
-void check_squeeze(Index count, Index channels, Index squeezed, Index height, Index width) {
+void check_squeeze(decltype(&squeeze_swish) forward, decltype(&squeeze_swish) backward, Index count, Index channels,
+                   Index squeezed, Index height, Index width) {
   const Shape shape{count, height, width, padded(channels)};
   Layer layer{count, height, width, channels, height, width, channels, 1, 1, 0, 0};
   Tensor x(shape), reduce({squeezed, channels, 1, 1}), reduce_bias({squeezed}), expand({channels, squeezed, 1, 1});
@@ -191,9 +201,9 @@ void check_squeeze(Index count, Index channels, Index squeezed, Index height, In
   Tensor reduce_bias_gradient({squeezed}), expand_gradient(expand.shape()), expand_bias_gradient({channels});
   x.random().pad(channels), upper.random().pad(channels);
   for (Tensor* tensor : {&reduce, &reduce_bias, &expand, &expand_bias}) tensor->random();
-  expect(call(squeeze_excite, {&x, &reduce, &reduce_bias, &expand, &expand_bias, &out, &mean, &hidden, &gate}) == 0,
+  expect(call(forward, {&x, &reduce, &reduce_bias, &expand, &expand_bias, &out, &mean, &hidden, &gate}) == 0,
          "fails", "squeeze", layer);
-  expect(call(squeeze_excite_backward,
+  expect(call(backward,
               {&upper, &x, &reduce, &expand, &mean, &hidden, &gate, &x_gradient, &reduce_gradient,
                &reduce_bias_gradient, &expand_gradient, &expand_bias_gradient}) == 0,
          "backward fails", "squeeze", layer);
@@ -246,9 +256,9 @@ int main() {
   check(depthwise, 1, 32, 32, 300, 9, 3, 2, false);
   check(depthwise, 1, 32, 32, 60, 70, 5, 1, true);
   check(dense, 2, 3, 32, 31, 65, 3, 2, false);
-  check_squeeze(3, 24, 6, 5, 7);
-  check_squeeze(1, 100, 1, 1, 1);
-  check_squeeze(2, 96, 33, 3, 3);
+  check_squeeze(squeeze_swish, squeeze_swish_backward, 3, 24, 6, 5, 7);
+  check_squeeze(squeeze_swish, squeeze_swish_backward, 1, 100, 1, 1, 1);
+  check_squeeze(squeeze_relu6, squeeze_relu6_backward, 2, 96, 33, 3, 3);
   check_rmsprop();
   if (!failures) std::printf("all layers are right\n");
   return failures ? 1 : 0;

@@ -17,10 +17,11 @@ from mindspore import Tensor, nn, ops
 from src.common import native
 from src.common.machine import cpu_flags
 from src.kernels import build, load_kernels
-from src.kernels.operators import padded
+from src.kernels.operators import ACTIVATIONS, padded
 from src.loss import CrossEntropySmooth
+from src.models import layers
 from src.models.effnet import EfficientNet
-from src.models.family import VARIANTS
+from src.models.family import VARIANTS, Architecture
 from src.models.layers import ConvNormActivation, LayerSettings, PositionMean, SqueezeExcitation
 from src.training.optimizer import OptimizerSettings, create_optimizer
 from src.training.step import StepSettings, TrainStep
@@ -30,6 +31,14 @@ LEVELS = list(build.LEVELS)
 TOLERANCE = 1e-5
 EPS, MOMENTUM = 1e-3, 0.9
 SMALL = dataclasses.replace(VARIANTS["b0"], width_coeff=0.5, depth_coeff=0.3)
+# EfficientNet-Lite: ReLU6, and no squeeze-and-excitation.
+LITE = Architecture(
+    "lite0", 1.0, 1.0, 224, 0.2, ends_scale=False, fixed_stages=(0, 6), activation="relu6", squeeze_ratio=0.0
+)
+SMALL_LITE = dataclasses.replace(LITE, width_coeff=0.5, depth_coeff=0.3, fixed_stages=())
+DEFINITIONS = {None: lambda z: z, "swish": lambda z: z / (1 + np.exp(-z)), "relu6": lambda z: np.clip(z, 0, 6)}
+# Beside the bounds of ReLU6 rounding decides about the gradient.
+BOUNDS_MARGIN = 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -127,16 +136,17 @@ class Case:
     def parameters(self):
         return [self.weight, self.gamma, self.beta]
 
-    def inputs(self, activate, training):
+    def inputs(self, activation, training):
         x = self.x if self.kind == "dense" else channels_last(self.x)
         symmetric = self.padding == "symmetric"
-        settings = np.array([self.stride, symmetric, activate, training, EPS, MOMENTUM], np.float32)
+        kind = ACTIVATIONS.index(activation)
+        settings = np.array([self.stride, symmetric, kind, training, EPS, MOMENTUM], np.float32)
         # Training writes to the statistics.
         moving = self.moving_mean.copy(), self.moving_variance.copy()
         return (x, self.weight, self.gamma, self.beta, *moving, settings)
 
-    def reference(self, x, weight, gamma, beta, activate, training):
-        """The layer in float64, straight from its definition."""
+    def normalised(self, x, weight, gamma, beta, training):
+        """The layer without its activation in float64, straight from its definition."""
         x, weight = x.astype(np.float64), weight.astype(np.float64)
         before = [self.padding_of(size) for size in x.shape[2:]]
         x = np.pad(x, ((0, 0), (0, 0), *before))
@@ -152,8 +162,7 @@ class Case:
         if training:
             mean, variance = y.mean((0, 2, 3)), y.var((0, 2, 3))
         scale, shift = gamma / np.sqrt(variance + EPS), beta
-        z = (y - mean[:, None, None]) * scale[:, None, None] + shift[:, None, None]
-        return z / (1 + np.exp(-z)) if activate else z
+        return (y - mean[:, None, None]) * scale[:, None, None] + shift[:, None, None]
 
     def padding_of(self, size):
         """Pixels before and after, from the definitions of TensorFlow and PyTorch."""
@@ -164,9 +173,14 @@ class Case:
         return total // 2, total - total // 2
 
 
-def run_layer(library, case, activate, training):
+def away_from_bounds(upper, z):
+    """An output's gradient, zero where ReLU6 of z is close to its bounds."""
+    return np.where(np.minimum(np.abs(z), np.abs(z - 6)) < BOUNDS_MARGIN, np.float32(0), upper)
+
+
+def run_layer(library, case, activation, training, upper):
     """Output, and the gradients of x, weight, gamma and beta."""
-    inputs = case.inputs(activate, training)
+    inputs = case.inputs(activation, training)
     out_shape = (case.out_shape[0], *case.out_shape[2:], padded(case.out_channels))
     vector = case.gamma.shape
     if training:
@@ -177,7 +191,7 @@ def run_layer(library, case, activate, training):
         (y,) = library.call(f"{case.kind}_convolve", (*inputs[:2], inputs[-1]), [out_shape])
         mean, variance = case.moving_mean, case.moving_variance
     arguments = [
-        channels_last(case.upper),
+        channels_last(upper),
         inputs[0],
         case.weight,
         y,
@@ -227,24 +241,47 @@ DENSE = [
 ] + [Case("dense", 1, 3, 40, 1, 5, 3, 2), Case("dense", 3, 4, 10, 33, 200, 3, 2)]
 
 
-@pytest.mark.parametrize("activate", [True, False], ids=["swish", "linear"])
+@pytest.mark.parametrize("activation", ["swish", None, "relu6"], ids=["swish", "linear", "relu6"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("case", POINTWISE + DEPTHWISE + DENSE, ids=repr)
-def test_layer_is_its_definition_and_gradients_are_numerical_ones(library, case, training, activate):
-    """Gradients along random directions, by central differences in float64."""
-    out, gradients = run_layer(library, case, activate, training)
+def test_layer_is_its_definition_and_gradients_are_numerical_ones(library, case, training, activation):
+    """Gradients along random directions, by central differences in float64, away from the bounds of ReLU6."""
     values = [case.x, *case.parameters]
-    assert relative_error(out, case.reference(*values, activate, training)) < TOLERANCE
+    z, define = case.normalised(*values, training), DEFINITIONS[activation]
+    upper = away_from_bounds(case.upper, z) if activation == "relu6" else case.upper
+    out, gradients = run_layer(library, case, activation, training, upper)
+    # Where ReLU6 cuts off large numbers, their rounding errors stay.
+    assert np.abs(out - define(z)).max() < TOLERANCE * np.abs(z if activation == "relu6" else define(z)).max()
     generator = np.random.default_rng(1)
     for i, gradient in enumerate(gradients):
         direction = generator.standard_normal(values[i].shape)
-        change = 1e-4 * direction
+        change = 1e-6 * direction
         ends = [[*values[:i], values[i] + sign * change, *values[i + 1 :]] for sign in (1, -1)]
-        rise = [(case.reference(*end, activate, training) * case.upper) for end in ends]
-        slope = (rise[0] - rise[1]).sum() / 2e-4
+        rise = [(define(case.normalised(*end, training)) * upper) for end in ends]
+        slope = (rise[0] - rise[1]).sum() / 2e-6
         # The sum of terms of either sign may be small beside them.
         size = np.linalg.norm(gradient.astype(np.float64)) * np.linalg.norm(direction) / np.sqrt(gradient.size)
         assert abs((gradient * direction).sum() - slope) < TOLERANCE * max(size, abs(slope))
+
+
+def test_relu6_at_its_bounds_is_mindspores(library):
+    """A layer whose convolution and norm change nothing; what is not a number stays so, as in small tensors there."""
+    beside = [np.nextafter(np.float32(6), np.float32(bound)) for bound in (0, 7)]
+    z = np.array([-1, -1e-30, 0, 1e-30, 3, 6, *beside, 1e30], np.float32)
+    x = channels_last(np.append(z, np.float32(np.nan)).reshape(1, 1, 1, -1))
+    one, zero, weight = np.ones(1, np.float32), np.zeros(1, np.float32), np.ones((1, 1, 1, 1), np.float32)
+    settings = np.array([1, 0, ACTIVATIONS.index("relu6"), 0, 0, 0], np.float32)
+    inputs = [x, weight, one, zero, zero, one, settings]
+    (out,) = library.call("pointwise_infer", inputs, [x.shape])
+    (y,) = library.call("pointwise_convolve", [x, weight, settings], [x.shape])
+    upper = channels_last(np.ones((1, 1, 1, x.shape[2]), np.float32))
+    vectors = [(1, 1, 1, 1), (1,), (1,)]
+    x_gradient = library.call(
+        "pointwise_backward", [upper, x, weight, y, zero, one, one, zero, settings], [x.shape, *vectors]
+    )[0]
+    np.testing.assert_array_equal(out[0, 0, :-1, 0], ops.relu6(Tensor(z)).asnumpy())
+    np.testing.assert_array_equal(x_gradient[0, 0, :-1, 0], ops.grad(ops.relu6)(Tensor(z)).asnumpy())
+    assert np.isnan(out[0, 0, -1, 0])
 
 
 class Alone(nn.Cell):
@@ -259,13 +296,17 @@ class Alone(nn.Cell):
 
 
 def with_own_parameters(kernels, make):
-    """A network with MindSpore's operators and the same with the kernels, with equal, random parameters."""
+    """A network with MindSpore's operators and the same with the kernels, with equal, random parameters.
+
+    Weights keep the size of activations: beyond the bounds of ReLU6 a deep network would make rounding errors large.
+    """
     own, fast = make(), make()
     assert kernels.install(fast)
     generator = np.random.default_rng(2)
     for parameter, twin in zip(own.get_parameters(), fast.get_parameters()):
         assert parameter.name == twin.name and parameter.shape == twin.shape
-        value = 0.5 * random_array(generator, *parameter.shape)
+        scale = parameter[0].size ** -0.5 if parameter.ndim > 1 else 0.5
+        value = scale * random_array(generator, *parameter.shape)
         if parameter.name.endswith(("gamma", "moving_variance")):
             value = 1 + 0.5 * np.tanh(value)
         parameter.set_data(Tensor(value))
@@ -303,26 +344,29 @@ def compare_layers(own, fast, x, upper, from_images=False):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("activation", ["swish", "relu6"])
 @pytest.mark.parametrize("case", POINTWISE[1:4:2] + DEPTHWISE[4:8] + DEPTHWISE[12:18] + DENSE[:4:2], ids=repr)
-def test_layer_is_mindspores(kernels, case, training):
+def test_layer_is_mindspores(kernels, case, activation, training):
     """Moving statistics included: MindSpore's momentum and its variance divided by one less than the count."""
 
-    def make():
+    def make(activation=activation):
         settings = LayerSettings(case.padding, EPS, MOMENTUM)
         sizes = (case.in_channels, case.out_channels, case.kernel, case.stride)
-        return Alone(ConvNormActivation(*sizes, groups=case.groups, settings=settings))
+        layer = ConvNormActivation(*sizes, groups=case.groups, activation=activation, settings=settings)
+        return Alone(layer).set_train(training)
 
-    own, fast = with_own_parameters(kernels, make)
-    own.set_train(training)
-    fast.set_train(training)
-    compare_layers(own, fast, case.x, case.upper, case.kind == "dense")
+    upper = case.upper
+    if activation == "relu6":
+        upper = away_from_bounds(upper, with_own_parameters(kernels, lambda: make(None))[0](Tensor(case.x)).asnumpy())
+    compare_layers(*with_own_parameters(kernels, make), case.x, upper, case.kind == "dense")
 
 
+@pytest.mark.parametrize("activation", ["swish", "relu6"])
 @pytest.mark.parametrize(
     "channels, squeezed, size", [(24, 6, (5, 7)), (96, 4, (9, 9)), (40, 3, (1, 2)), (672, 28, (7, 7))]
 )
-def test_squeeze_and_excitation_is_mindspores(kernels, channels, squeezed, size):
-    own, fast = with_own_parameters(kernels, lambda: Alone(SqueezeExcitation(channels, squeezed)))
+def test_squeeze_and_excitation_is_mindspores(kernels, channels, squeezed, size, activation):
+    own, fast = with_own_parameters(kernels, lambda: Alone(SqueezeExcitation(channels, squeezed, activation)))
     compare_layers(own, fast, *random_array(np.random.default_rng(4), 2, 3, channels, *size))
 
 
@@ -369,21 +413,22 @@ def train_steps(network, images, labels, steps, kernels):
     return losses, {parameter.name: parameter.asnumpy() for parameter in step.get_parameters()}
 
 
-def small_network(kernels, padding="same"):
+def small_network(kernels, padding="same", row=SMALL):
     """One block for each of the seven stages."""
     ms.set_seed(3)
-    network = EfficientNet(SMALL, 10, layers=LayerSettings(padding, norm_momentum=MOMENTUM))
+    network = EfficientNet(row, 10, layers=LayerSettings(padding, norm_momentum=MOMENTUM))
     assert kernels is None or kernels.install(network)
     return network
 
 
-def test_training_steps_of_the_network_are_mindspores_and_the_same_each_time(kernels):
+@pytest.mark.parametrize("row", [SMALL, SMALL_LITE], ids=lambda row: row.name)
+def test_training_steps_of_the_network_are_mindspores_and_the_same_each_time(kernels, row):
     """Losses, statistics and state after three steps in graph mode; a second run has the same bits."""
     generator = np.random.default_rng(7)
     images, labels = random_array(generator, 4, 3, 33, 47), np.arange(4, dtype=np.int32)
-    losses, parameters = train_steps(small_network(None), images, labels, 3, None)
-    found, fast = train_steps(small_network(kernels), images, labels, 3, kernels)
-    again, repeated = train_steps(small_network(kernels), images, labels, 3, kernels)
+    losses, parameters = train_steps(small_network(None, row=row), images, labels, 3, None)
+    found, fast = train_steps(small_network(kernels, row=row), images, labels, 3, kernels)
+    again, repeated = train_steps(small_network(kernels, row=row), images, labels, 3, kernels)
     np.testing.assert_allclose(found, losses, rtol=1e-4)
     assert found == again
     assert list(fast) == list(parameters)
@@ -393,8 +438,13 @@ def test_training_steps_of_the_network_are_mindspores_and_the_same_each_time(ker
 
 
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
-def test_evaluated_network_is_mindspores(kernels, padding):
-    own, fast = with_own_parameters(kernels, lambda: small_network(None, padding).set_train(False))
+@pytest.mark.parametrize(
+    "row",
+    [SMALL, dataclasses.replace(SMALL, squeeze_ratio=0), dataclasses.replace(SMALL, activation="relu6"), LITE],
+    ids=["swish", "swish without gates", "relu6 with gates", "lite0"],
+)
+def test_evaluated_network_is_mindspores(kernels, row, padding):
+    own, fast = with_own_parameters(kernels, lambda: small_network(None, padding, row).set_train(False))
     images = Tensor(random_array(np.random.default_rng(8), 3, 3, 40, 64))
     assert relative_error(fast(images).asnumpy(), own(images).asnumpy()) < TOLERANCE
 
@@ -461,14 +511,15 @@ def test_freezing_after_installing_returns_the_cells_in_use(kernels):
 @pytest.mark.parametrize(
     "architecture, settings",
     [
-        (dataclasses.replace(SMALL, activation="relu6"), LayerSettings()),
-        (dataclasses.replace(SMALL, activation="relu6", squeeze_ratio=0), LayerSettings()),
+        (dataclasses.replace(SMALL, activation="gelu"), LayerSettings()),
+        (dataclasses.replace(SMALL_LITE, activation="gelu"), LayerSettings()),
         (SMALL, LayerSettings(sync_norm=True)),
     ],
-    ids=["relu6", "lite", "sync_norm"],
+    ids=["gelu", "gelu without gates", "sync_norm"],
 )
 def test_network_with_what_the_kernels_do_not_know_is_left_alone(kernels, monkeypatch, architecture, settings):
     monkeypatch.setattr(nn, "SyncBatchNorm", OtherNorm)
+    monkeypatch.setitem(layers.ACTIVATIONS, "gelu", ops.gelu)
     network = EfficientNet(architecture, 10, layers=settings).set_train(False)
     before, cells = parameters_of(network), [id(cell) for _, cell in network.cells_and_names()]
     assert not kernels.install(network)
@@ -478,6 +529,11 @@ def test_network_with_what_the_kernels_do_not_know_is_left_alone(kernels, monkey
 
 class OtherNorm(nn.BatchNorm2d):
     """In the place of MindSpore's norm over several ranks, which needs them."""
+
+
+def test_gate_with_an_unknown_activation_keeps_kernels_out(kernels, monkeypatch):
+    monkeypatch.setitem(layers.ACTIVATIONS, "gelu", ops.gelu)
+    assert not kernels.install(Alone(SqueezeExcitation(8, 2, "gelu")))
 
 
 def test_convolution_outside_of_the_known_cells_keeps_kernels_out(kernels):
@@ -500,20 +556,13 @@ def test_cells_without_a_kernel_are_left_alone(kernels):
     assert not kernels.install(create_optimizer(parameters, np.full(1, 0.1, np.float32), OptimizerSettings(opt="sgd")))
 
 
-def test_network_without_squeeze_and_excitation_is_mindspores(kernels):
-    """A row with swish and without gates: every block's kernels but one."""
-    row = dataclasses.replace(SMALL, squeeze_ratio=0)
-    own, fast = with_own_parameters(kernels, lambda: EfficientNet(row, 10).set_train(False))
-    images = Tensor(random_array(np.random.default_rng(8), 3, 3, 40, 64))
-    assert relative_error(fast(images).asnumpy(), own(images).asnumpy()) < TOLERANCE
-
-
 def test_wrong_calls_are_refused(library):
     x, weight = np.zeros((1, 4, 4, 16), np.float32), np.zeros((8, 16, 1, 1), np.float32)
     settings = np.array([1, 0, 0, 0, 0, 0], np.float32)
     y = np.zeros((1, 4, 4, 16), np.float32)
     assert library.status("pointwise_convolve", [x, weight, settings], [y]) == 0
     assert library.status("pointwise_convolve", [x, weight], [y]) != 0
+    assert library.status("pointwise_convolve", [x, weight, np.array([1, 0, 3, 0, 0, 0], np.float32)], [y]) != 0
     assert library.status("pointwise_convolve", [x.astype(np.float64), weight, settings], [y]) != 0
     assert library.status("pointwise_convolve", [x[..., :8], weight, settings], [y]) != 0
     assert library.status("pointwise_convolve", [x, weight, settings], [y[:, :2]]) != 0

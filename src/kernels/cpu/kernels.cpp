@@ -4,48 +4,14 @@
 // Activations are (images, height, width, channels padded to a multiple of 16, zeros there); images at the network's
 // entrance are (images, channels, height, width). Weights and vectors of channels have the shapes of the checkpoint.
 
+#include "call.h"
 #include "dense.h"
 #include "depthwise.h"
 #include "pointwise.h"
 #include "rmsprop.h"
 #include "squeeze.h"
 
-#include <functional>
-#include <numeric>
-
 namespace {
-
-constexpr int kWrongCall = 1;
-constexpr int kNoMemory = 2;
-
-class Call {
- public:
-  Call(int count, void** data, int* ranks, std::int64_t** shapes, const char** types)
-      : count_(count), data_(data), ranks_(ranks), shapes_(shapes), types_(types) {}
-
-  float* operator[](int i) const { return static_cast<float*>(data_[i]); }
-  Index size(int i, int axis) const { return shapes_[i][axis]; }
-  bool has(int count) const {
-    for (int i = 0; i < count_; ++i)
-      if (std::strcmp(types_[i], "float32") != 0) return false;
-    return count_ == count;
-  }
-  bool is(int i, std::initializer_list<Index> shape) const {
-    if (ranks_[i] != static_cast<int>(shape.size())) return false;
-    return std::equal(shape.begin(), shape.end(), shapes_[i]);
-  }
-  int rank(int i) const { return ranks_[i]; }
-  Index count(int i) const {
-    return std::accumulate(shapes_[i], shapes_[i] + ranks_[i], Index{1}, std::multiplies<Index>());
-  }
-
- private:
-  int count_;
-  void** data_;
-  int* ranks_;
-  std::int64_t** shapes_;
-  const char** types_;
-};
 
 // The kinds of convolution: how the shapes of x and the weight are read, and what needs which gradient.
 template <typename Kind>
@@ -72,7 +38,7 @@ Layer read_layer(const Call& call, int x, int weight, const Settings& settings) 
 template <typename Kind>
 bool fits(const Call& call, int x, int weight, int y, const Settings& settings) {
   if (call.rank(x) != 4 || call.rank(weight) != 4 || call.size(weight, 2) != call.size(weight, 3)) return false;
-  if (settings.stride < 1) return false;
+  if (settings.stride < 1 || settings.activation > Activation::kRelu6) return false;
   const Layer layer = read_layer<Kind>(call, x, weight, settings);
   const Index channels = std::is_same_v<Kind, Depthwise> ? layer.out_channels : layer.in_channels;
   const Index in = kFromImages<Kind> ? call.size(x, 1) : call.size(x, 3);
@@ -112,7 +78,7 @@ int train(const Call& call) {
   const Index rows = std::max<Index>(16, 32768 / width);
   parallel((positions + rows - 1) / rows, [&](Index block) {
     const Index offset = block * rows * width;
-    apply_norm(norm, settings.activate, y + offset, out + offset, std::min(rows, positions - block * rows), width, 0,
+    apply_norm(norm, settings.activation, y + offset, out + offset, std::min(rows, positions - block * rows), width, 0,
                width);
   });
   return 0;
@@ -127,7 +93,7 @@ int infer(const Call& call) {
   const Norm norm(layer.out_channels, settings.epsilon, call[4], call[5], call[2], call[3]);
   const Kind convolution(layer, call[0], call[1]);
   convolution.forward(call[7], [&](Index, float* rows, Index count, Index first, Index last) {
-    apply_norm(norm, settings.activate, rows, rows, count, norm.width(), first, last);
+    apply_norm(norm, settings.activation, rows, rows, count, norm.width(), first, last);
   });
   return 0;
 }
@@ -156,12 +122,12 @@ int backward(const Call& call) {
   parameter_gradients(norm, settings, upper, y, layer.positions(), call[first + 2], call[first + 3]);
   const Kind convolution(layer, call[1], call[2]);
   const auto rows_gradient = [&](Index row, Index rows, float* to) {
-    input_gradient(norm, settings.activate, upper + row * width, y + row * width, rows, width, to, width, 0, width);
+    input_gradient(norm, settings.activation, upper + row * width, y + row * width, rows, width, to, width, 0, width);
   };
   if constexpr (std::is_same_v<Kind, Depthwise>) {
     convolution.backward(
         [&](Index row, Index rows, Index from, Index last, float* to) {
-          input_gradient(norm, settings.activate, upper + row * width, y + row * width, rows, width, to, kChunk, from,
+          input_gradient(norm, settings.activation, upper + row * width, y + row * width, rows, width, to, kChunk, from,
                          last);
         },
         call[9], call[10]);
@@ -185,8 +151,8 @@ int backward_images(const Call& call) {
   const Dense convolution(layer, call[1], call[2]);
   convolution.backward_input(
       [&](Index row, Index rows, float* to) {
-        input_gradient(norm, settings.activate, call[0] + row * width, call[3] + row * width, rows, width, to, width, 0,
-                       width);
+        input_gradient(norm, settings.activation, call[0] + row * width, call[3] + row * width, rows, width, to, width,
+                       0, width);
       },
       call[9]);
   return 0;
@@ -197,23 +163,25 @@ Squeeze read_squeeze(const Call& call, int x, int reduce) {
 }
 
 // Inputs: x, weight and bias of the reducing convolution, of the expanding one.
-// Outputs: out, mean over the positions, hidden (before the swish), gate.
+// Outputs: out, mean over the positions, hidden (before the activation), gate.
+template <typename Act>
 int squeeze(const Call& call) {
   if (!call.has(9) || call.rank(0) != 4 || call.rank(1) != 4) return kWrongCall;
   const Squeeze layer = read_squeeze(call, 0, 1);
   if (call.size(0, 3) != layer.width() || !call.is(3, {layer.channels, layer.squeezed, 1, 1})) return kWrongCall;
-  layer.forward(call[0], call[1], call[2], call[3], call[4], call[5], call[6], call[7], call[8]);
+  layer.forward<Act>(call[0], call[1], call[2], call[3], call[4], call[5], call[6], call[7], call[8]);
   return 0;
 }
 
 // Inputs: gradient of out, x, both weights, mean, hidden, gate.
 // Outputs: gradients of x and of weight and bias of both convolutions.
+template <typename Act>
 int squeeze_backward(const Call& call) {
   if (!call.has(12) || call.rank(1) != 4 || call.rank(2) != 4) return kWrongCall;
   const Squeeze layer = read_squeeze(call, 1, 2);
   if (call.size(1, 3) != layer.width() || !call.is(3, {layer.channels, layer.squeezed, 1, 1})) return kWrongCall;
-  layer.backward(call[0], call[1], call[2], call[3], call[4], call[5], call[6], call[7], call[8], call[9], call[10],
-                 call[11]);
+  layer.backward<Act>(call[0], call[1], call[2], call[3], call[4], call[5], call[6], call[7], call[8], call[9],
+                      call[10], call[11]);
   return 0;
 }
 
@@ -272,14 +240,6 @@ int rmsprop(const Call& call) {
   return 0;
 }
 
-int run(int (*operation)(const Call&), int count, void** data, int* ranks, std::int64_t** shapes, const char** types) {
-  try {
-    return operation(Call(count, data, ranks, shapes, types));
-  } catch (const std::bad_alloc&) {
-    return kNoMemory;
-  }
-}
-
 }  // namespace
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
@@ -302,8 +262,10 @@ OPERATOR(dense_infer, infer<Dense>)
 OPERATOR(dense_convolve, convolve<Dense>)
 OPERATOR(dense_backward, backward<Dense>)
 OPERATOR(dense_backward_images, backward_images)
-OPERATOR(squeeze_excite, squeeze)
-OPERATOR(squeeze_excite_backward, squeeze_backward)
+OPERATOR(squeeze_swish, squeeze<Swish>)
+OPERATOR(squeeze_swish_backward, squeeze_backward<Swish>)
+OPERATOR(squeeze_relu6, squeeze<Relu6>)
+OPERATOR(squeeze_relu6_backward, squeeze_backward<Relu6>)
 OPERATOR(rmsprop_update, rmsprop)
 OPERATOR(position_mean, mean)
 OPERATOR(position_mean_backward, mean_backward)

@@ -1,16 +1,17 @@
-// Batch norm with or without swish behind it, over matrices of positions x channels (channels padded, zeros there).
+// Batch norm and the activation behind it, if any, over matrices of positions x channels (channels padded, zeros there).
 #pragma once
 
 #include <cmath>
 #include <cstring>
 
+#include "activation.h"
 #include "pool.h"
 
 // What the layer computes, from the operator's tensor of settings.
 struct Settings {
   Index stride;
   bool symmetric;  // PyTorch's padding; else TensorFlow's "same"
-  bool activate;   // swish behind the norm
+  Activation activation;
   bool training;   // the batch's statistics count, not the moving ones
   float epsilon;
   float momentum;  // share of the old moving statistics that stays
@@ -18,7 +19,7 @@ struct Settings {
   explicit Settings(const float* from)
       : stride(static_cast<Index>(from[0])),
         symmetric(from[1] != 0.0f),
-        activate(from[2] != 0.0f),
+        activation(static_cast<Activation>(from[2])),
         training(from[3] != 0.0f),
         epsilon(from[4]),
         momentum(from[5]) {}
@@ -55,46 +56,46 @@ class Norm {
 
 // A tensor between two layers: rows are positions (of all images), `width` channels apart.
 // out = act(norm(in)); `in` and `out` may be the same.
-template <bool activate>
+template <typename Act>
 void apply_norm(const Norm& norm, const float* in, float* out, Index rows, Index width, Index first, Index last) {
   for (Index r = 0; r < rows; ++r, in += width, out += width)
     for (Index c = first; c < last; c += kLanes) {
       const Vector z = (load(in + c) - load(norm.mean() + c)) * load(norm.scale() + c) + load(norm.beta() + c);
-      store(out + c, activate ? swish(z) : z);
+      store(out + c, Act::value(z));
     }
 }
 
-inline void apply_norm(const Norm& norm, bool activate, const float* in, float* out, Index rows, Index width,
+inline void apply_norm(const Norm& norm, Activation activation, const float* in, float* out, Index rows, Index width,
                        Index first, Index last) {
-  activate ? apply_norm<true>(norm, in, out, rows, width, first, last)
-           : apply_norm<false>(norm, in, out, rows, width, first, last);
+  dispatch(activation, [&](auto act) { apply_norm<decltype(act)>(norm, in, out, rows, width, first, last); });
 }
 
 // Gradient of the norm's output from that of the activation's.
-template <bool activate>
+template <typename Act>
 inline Vector norm_gradient(const Norm& norm, Vector centred, Vector upper, Index c) {
-  return activate ? upper * swish_slope(centred * load(norm.scale() + c) + load(norm.beta() + c)) : upper;
+  return Act::gradient(centred * load(norm.scale() + c) + load(norm.beta() + c), upper);
 }
 
 // Gradient of the norm's input, from the gradient `upper` of the activation's output and the norm's input `in`. Rows of
 // `in` are `width` apart, those of `out` `out_width`; channels first ... last - 1 go to out[0 ... last - first - 1].
-template <bool activate>
+template <typename Act>
 void input_gradient(const Norm& norm, const float* upper, const float* in, Index rows, Index width, float* out,
                     Index out_width, Index first, Index last) {
   for (Index r = 0; r < rows; ++r, upper += width, in += width, out += out_width)
     for (Index c = first; c < last; c += kLanes) {
       const Vector centred = load(in + c) - load(norm.mean() + c);
-      const Vector gradient = norm_gradient<activate>(norm, centred, load(upper + c), c);
+      const Vector gradient = norm_gradient<Act>(norm, centred, load(upper + c), c);
       const Vector normalised = centred * load(norm.inverse() + c);
       store(out + c - first, load(norm.scale() + c) * (gradient - load(norm.mean_gradient() + c) -
                                                         normalised * load(norm.mean_product() + c)));
     }
 }
 
-inline void input_gradient(const Norm& norm, bool activate, const float* upper, const float* in, Index rows,
+inline void input_gradient(const Norm& norm, Activation activation, const float* upper, const float* in, Index rows,
                            Index width, float* out, Index out_width, Index first, Index last) {
-  activate ? input_gradient<true>(norm, upper, in, rows, width, out, out_width, first, last)
-           : input_gradient<false>(norm, upper, in, rows, width, out, out_width, first, last);
+  dispatch(activation, [&](auto act) {
+    input_gradient<decltype(act)>(norm, upper, in, rows, width, out, out_width, first, last);
+  });
 }
 
 // Sums over blocks of positions, each block in a place of its own.
@@ -176,7 +177,7 @@ inline void combine_moments(const BlockSums& sums, float* mean, float* variance)
   });
 }
 
-template <bool activate, int vectors>
+template <typename Act, int vectors>
 inline void gradient_sums(const Norm& norm, const float* upper, const float* in, Index rows, Index width, Index c,
                           float* gradients, float* products) {
   Vector sum[vectors] = {}, product[vectors] = {};
@@ -185,7 +186,7 @@ inline void gradient_sums(const Norm& norm, const float* upper, const float* in,
     for (int v = 0; v < vectors; ++v) {
       const Index at = c + v * kLanes;
       const Vector centred = load(in + r * width + at) - load(norm.mean() + at);
-      const Vector gradient = norm_gradient<activate>(norm, centred, load(upper + r * width + at), at);
+      const Vector gradient = norm_gradient<Act>(norm, centred, load(upper + r * width + at), at);
       sum[v] += gradient;
       product[v] += gradient * centred;
     }
@@ -196,15 +197,15 @@ inline void gradient_sums(const Norm& norm, const float* upper, const float* in,
   }
 }
 
-template <bool activate>
+template <typename Act>
 void block_gradient_sums(const Norm& norm, const BlockSums& sums, Index block, const float* upper, const float* in,
                          Index rows) {
   const Index width = norm.width();
   Index c = 0;
   for (; c + 2 * kLanes <= width; c += 2 * kLanes)
-    gradient_sums<activate, 2>(norm, upper, in, rows, width, c, sums.first(block), sums.second(block));
+    gradient_sums<Act, 2>(norm, upper, in, rows, width, c, sums.first(block), sums.second(block));
   for (; c < width; c += kLanes)
-    gradient_sums<activate, 1>(norm, upper, in, rows, width, c, sums.first(block), sums.second(block));
+    gradient_sums<Act, 1>(norm, upper, in, rows, width, c, sums.first(block), sums.second(block));
 }
 
 // Gradients of gamma and beta; sets the norm's means of gradients, which are 0 where the statistics are constants.
@@ -215,8 +216,9 @@ inline void parameter_gradients(Norm& norm, const Settings& settings, const floa
   const BlockSums sums((positions + rows - 1) / rows, width);
   parallel(sums.blocks(), [&](Index b) {
     const Index offset = b * rows * width, count = std::min(rows, positions - b * rows);
-    settings.activate ? block_gradient_sums<true>(norm, sums, b, upper + offset, in + offset, count)
-                      : block_gradient_sums<false>(norm, sums, b, upper + offset, in + offset, count);
+    dispatch(settings.activation, [&](auto act) {
+      block_gradient_sums<decltype(act)>(norm, sums, b, upper + offset, in + offset, count);
+    });
   });
   parallel_channels(width, [&](Index first, Index last) {
     double gradients[4 * kChannelBlock] = {}, products[4 * kChannelBlock] = {};

@@ -19,7 +19,8 @@ struct Squeeze {
 
   Index width() const { return padded(channels); }
 
-  // The gate of channel c is sigmoid(expand[c] . swish(hidden) + expand_bias[c]), hidden = reduce * mean + reduce_bias.
+  // The gate of channel c is sigmoid(expand[c] . act(hidden) + expand_bias[c]), hidden = reduce * mean + reduce_bias.
+  template <typename Act>
   void forward(const float* x, const float* reduce, const float* reduce_bias, const float* expand,
                const float* expand_bias, float* out, float* mean, float* hidden, float* gate) const {
     parallel(images, [&](Index image) {
@@ -31,7 +32,7 @@ struct Squeeze {
       const Scratch active(squeezed);
       for (Index s = 0; s < squeezed; ++s) {
         inner[s] = reduce_bias[s] + dot(reduce + s * channels, means, channels);
-        active[s] = swish(broadcast(inner[s]))[0];
+        active[s] = Act::value(broadcast(inner[s]))[0];
       }
       for (Index c = 0; c < width(); ++c)
         gates[c] = c < channels ? expand_bias[c] + dot(expand + c * squeezed, active, squeezed) : 0.0f;
@@ -43,10 +44,11 @@ struct Squeeze {
     });
   }
 
+  template <typename Act>
   void backward(const float* upper, const float* x, const float* reduce, const float* expand, const float* mean,
                 const float* hidden, const float* gate, float* x_gradient, float* reduce_gradient,
                 float* reduce_bias_gradient, float* expand_gradient, float* expand_bias_gradient) const {
-    // Gradients before the sigmoid and before the swish.
+    // Gradients before the sigmoid and before the activation.
     const Scratch outer(images * width()), inner(images * squeezed), active(images * squeezed);
     parallel(images, [&](Index image) {
       const Index offset = image * positions * width();
@@ -58,8 +60,8 @@ struct Squeeze {
         for (Index s = 0; s < squeezed; ++s) middle[s] += gates[c] * expand[c * squeezed + s];
       for (Index s = 0; s < squeezed; ++s) {
         const Vector before = broadcast(hidden[image * squeezed + s]);
-        active[image * squeezed + s] = swish(before)[0];
-        middle[s] *= swish_slope(before)[0];
+        active[image * squeezed + s] = Act::value(before)[0];
+        middle[s] = Act::gradient(before, broadcast(middle[s]))[0];
       }
       const Scratch means(width());
       for (Index c = 0; c < width(); ++c) means[c] = 0.0f;

@@ -57,10 +57,3 @@ inline Vector exponential(Vector x) {
 }
 
 inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + exponential(-x)); }
-
-inline Vector swish(Vector x) { return x / (1.0f + exponential(-x)); }
-
-inline Vector swish_slope(Vector x) {
-  const Vector gate = sigmoid(x);
-  return gate * (1.0f + x * (1.0f - gate));
-}

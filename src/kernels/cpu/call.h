@@ -1,0 +1,54 @@
+// How MindSpore calls an operator: arrays of pointers, ranks, shapes and types.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <initializer_list>
+#include <new>
+#include <numeric>
+
+#include "vector.h"
+
+constexpr int kWrongCall = 1;
+constexpr int kNoMemory = 2;
+
+// The inputs and, behind them, the outputs.
+class Call {
+ public:
+  Call(int count, void** data, int* ranks, std::int64_t** shapes, const char** types)
+      : count_(count), data_(data), ranks_(ranks), shapes_(shapes), types_(types) {}
+
+  float* operator[](int i) const { return static_cast<float*>(data_[i]); }
+  Index size(int i, int axis) const { return shapes_[i][axis]; }
+  bool has(int count) const {
+    for (int i = 0; i < count_; ++i)
+      if (std::strcmp(types_[i], "float32") != 0) return false;
+    return count_ == count;
+  }
+  bool is(int i, std::initializer_list<Index> shape) const {
+    if (ranks_[i] != static_cast<int>(shape.size())) return false;
+    return std::equal(shape.begin(), shape.end(), shapes_[i]);
+  }
+  int rank(int i) const { return ranks_[i]; }
+  Index count(int i) const {
+    return std::accumulate(shapes_[i], shapes_[i] + ranks_[i], Index{1}, std::multiplies<Index>());
+  }
+
+ private:
+  int count_;
+  void** data_;
+  int* ranks_;
+  std::int64_t** shapes_;
+  const char** types_;
+};
+
+inline int run(int (*operation)(const Call&), int count, void** data, int* ranks, std::int64_t** shapes,
+               const char** types) {
+  try {
+    return operation(Call(count, data, ranks, shapes, types));
+  } catch (const std::bad_alloc&) {
+    return kNoMemory;
+  }
+}
