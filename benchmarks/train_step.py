@@ -20,6 +20,7 @@ sys.path.insert(0, ROOT)
 
 from benchmarks.machine import describe_machine
 from src.common.cli import ArgumentParser, RunError, positive_int, run_cli
+from src.models.family import VARIANTS
 
 # What is measured: images, pixels, whether they are trained on.
 CASES = {"step_224": (16, 224, True), "step_64": (32, 64, True), "forward_224": (16, 224, False)}
@@ -31,6 +32,7 @@ PAUSE_SECONDS = 0.3
 def main(argv=None) -> None:
     """Measure all cases, alternating, and print a table and the JSON line."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variant", choices=VARIANTS, default="b0", help="member of the family")
     parser.add_argument("--repeats", type=positive_int, default=15, help="measurements of each side and case")
     parser.add_argument("--threads", type=positive_int, help="of PyTorch; one for each core when left out")
     parser.add_argument("--without_kernels", action="store_true", help="MindSpore's own operators, for comparison")
@@ -43,7 +45,7 @@ def main(argv=None) -> None:
 
 def compare(threads: int, arguments, environment: dict) -> None:
     """Measure all cases with a cache for compiled things that is empty at first."""
-    shapes = {name: [str(int(value)) for value in case] for name, case in CASES.items()}
+    shapes = {name: [arguments.variant, *(str(int(value)) for value in case)] for name, case in CASES.items()}
     kernels = str(int(not arguments.without_kernels))
     start = Side("own", [*shapes["step_224"], kernels], environment)
     print(f"first start: prepared after {start.prepared:.1f} s, then first step {start.first:.1f} s", flush=True)
@@ -58,7 +60,7 @@ def compare(threads: int, arguments, environment: dict) -> None:
         result[name] = round(own / peer, 3)
         if name == "step_224":
             result["peak_memory"] = round(memory[0] / memory[1], 3)
-        what = f"{'training step' if training else 'evaluation'} of {images} x {pixels} x {pixels}"
+        what = f"{arguments.variant}, {'training step' if training else 'evaluation'} of {images} x {pixels} x {pixels}"
         for side, values, peak in zip(sides, times, memory):
             print(
                 f"{what}: {side.describe}: median {statistics.median(values) * 1e3:.0f} ms, "
@@ -74,7 +76,7 @@ class Side:
 
     Args:
         kind: "own" or "peer".
-        arguments: of the worker: images, pixels, training, and kernels or threads.
+        arguments: of the worker: variant, images, pixels, training, and kernels or threads.
         environment: of the worker.
 
     Attributes:
@@ -125,10 +127,10 @@ def measure(sides: list, repeats: int) -> list:
     return times
 
 
-def work(kind: str, images: str, pixels: str, training: str, option: str) -> None:
+def work(kind: str, variant: str, images: str, pixels: str, training: str, option: str) -> None:
     """What a process does: prepare, then a step for each line of standard input."""
     prepare = {"own": prepare_own, "peer": prepare_peer}[kind]
-    describe, step = prepare(int(images), int(pixels), training == "1", int(option))
+    describe, step = prepare(variant, int(images), int(pixels), training == "1", int(option))
     answer(describe)
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -142,7 +144,7 @@ def answer(value) -> None:
     print(f"answer: {value}", flush=True)
 
 
-def prepare_own(images: int, pixels: int, training: bool, with_kernels: int):
+def prepare_own(variant: str, images: int, pixels: int, training: bool, with_kernels: int):
     """This network in MindSpore, as train.py and eval.py run it."""
     from src.runtime.device import prepare_device
 
@@ -156,7 +158,7 @@ def prepare_own(images: int, pixels: int, training: bool, with_kernels: int):
     from src.training.step import TrainStep
 
     kernels = device.kernels if with_kernels else None
-    network = create_network("b0", num_classes=CLASSES)
+    network = create_network(variant, num_classes=CLASSES)
     if kernels:
         kernels.install(network)
     generator = np.random.default_rng(0)
@@ -175,13 +177,14 @@ def prepare_own(images: int, pixels: int, training: bool, with_kernels: int):
     return describe, lambda: step(x, y).asnumpy()
 
 
-def prepare_peer(images: int, pixels: int, training: bool, threads: int):
+def prepare_peer(variant: str, images: int, pixels: int, training: bool, threads: int):
     """timm's network in PyTorch with the same rates of dropout and the same optimiser."""
     from benchmarks.peers import timm, torch
 
     torch.manual_seed(0)
     torch.set_num_threads(threads)
-    network = timm.create_model("efficientnet_b0", num_classes=CLASSES, drop_rate=0.2, drop_path_rate=0.2)
+    dropout = VARIANTS[variant].dropout_rate
+    network = timm.create_model(f"efficientnet_{variant}", num_classes=CLASSES, drop_rate=dropout, drop_path_rate=0.2)
     network = network.to(memory_format=torch.channels_last)
     x = torch.randn(images, 3, pixels, pixels).to(memory_format=torch.channels_last)
     y = torch.randint(0, CLASSES, (images,))
