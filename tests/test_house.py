@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 IMPORTS = {
     "common": "",
     "images": "common",
+    "published": "common",
     "models": "common",
     "kernels": "common",
     "lr_generator": "common",
@@ -20,19 +21,19 @@ IMPORTS = {
     "dataset": "common images data",
     "config": "common images models.family lr_generator",
     "runtime": "common kernels",
-    "weights": "common images data models",
+    "weights": "common images data models published",
     "evaluation": "common runtime",
     "inference": "common images data weights evaluation",
     "export": "common images data models weights inference",
-    "launch": "common config",
+    "launch": "common config published",
     "training": (
         "common images data dataset models kernels config weights runtime evaluation loss lr_generator Monitor"
     ),
 }
 # What does without MindSpore and PyTorch, and the modules within it that do not.
 WITHOUT_MINDSPORE = set(
-    "common images data inference launch models.family models.table evaluation.metrics evaluation.class_report"
-    " weights config lr_generator".split()
+    "common images data inference launch published weights config lr_generator models.family models.table"
+    " evaluation.metrics evaluation.class_report".split()
 )
 WITH_MINDSPORE = set(
     "data.mindrecord_writer weights.checkpoint weights.network weights.conversion weights.torch_files".split()

@@ -14,6 +14,7 @@ from src.common.cli import UsageError
 from src.common.machine import usable_cores
 from src.config import PARAMETERS, path_parameters
 from src.launch.rank_table import RankedDevice, RankTable, Server, find_server, read_rank_table
+from src.published.table import is_published_name
 
 # Flags of train.py whose values are paths. Each rank runs in a folder of its own, but the caller means paths of theirs.
 PATH_FLAGS = tuple(f"--{name}" for name in path_parameters())
@@ -154,16 +155,24 @@ def flag_value(flags: Sequence[str], name: str) -> str | None:
 
 
 def absolute_paths(flags: Sequence[str], here: str) -> list[str]:
-    """The flags of train.py with absolute paths; without --save_checkpoint_path all ranks share `here`/checkpoint."""
+    """The flags of train.py with absolute paths; without --save_checkpoint_path all ranks share `here`/checkpoint.
+
+    The name of published weights is no path.
+    """
+
+    def absolute(name: str, value: str) -> str:
+        is_name = value == "auto" or name == "--pretrained" and is_published_name(value)
+        return value if is_name else os.path.join(here, value)
+
     result = []
-    path_follows = False
+    expecting = None
     for flag in flags:
         name, equals, value = flag.partition("=")
-        if path_follows and flag != "auto":
-            flag = os.path.join(here, flag)
-        elif equals and name in PATH_FLAGS and value != "auto":
-            flag = f"{name}={os.path.join(here, value)}"
-        path_follows = not equals and name in PATH_FLAGS
+        if expecting:
+            flag = absolute(expecting, flag)
+        elif equals and name in PATH_FLAGS:
+            flag = f"{name}={absolute(name, value)}"
+        expecting = name if not equals and name in PATH_FLAGS else None
         result.append(flag)
     if flag_value(flags, "--save_checkpoint_path") is None:
         result += ["--save_checkpoint_path", os.path.join(here, "checkpoint")]

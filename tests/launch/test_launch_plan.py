@@ -97,7 +97,12 @@ def test_every_path_that_train_py_takes_is_known_to_the_launcher():
     paths = {name for name in PARAMETERS if name.endswith(("_path", "resume", "pretrained"))}
     assert paths == set(path_parameters())
     for name in paths:
-        assert absolute_paths([f"--{name}", "there"], "/here")[:2] == [f"--{name}", "/here/there"]
+        assert absolute_paths([f"--{name}", "there/it"], "/here")[:2] == [f"--{name}", "/here/there/it"]
+
+
+def test_the_name_of_published_weights_is_no_path():
+    for flags in (["--pretrained", "b0"], ["--pretrained=tf_efficientnet_b0.ns_jft_in1k"]):
+        assert absolute_paths(flags, "/here") == [*flags, "--save_checkpoint_path", "/here/checkpoint"]
 
 
 def test_cores_are_shared_out_once_or_not_at_all(monkeypatch):

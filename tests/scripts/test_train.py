@@ -32,6 +32,7 @@ from src.training.schedule import Progress, create_learning_rates, create_schedu
 from src.training.step import network_weights
 from src.weights.checkpoint import read_checkpoint, read_entries, write_checkpoint
 from src.weights.model_info import ModelInfo
+from tests.support.small_disk import can_mount, run_on_small_disk
 from tests.support.training_runs import (
     EPOCHS,
     FLAGS,
@@ -186,25 +187,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     assert all(np.isfinite(value).all() for value in entries.values() if not isinstance(value, str))
 
 
-def can_mount():
-    """Whether this process may make a small file system of its own."""
-    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
-
-
 @pytest.mark.skipif(not can_mount(), reason="a small file system needs user namespaces")
 def test_a_full_disk_ends_the_run_with_a_sentence_and_earlier_checkpoints_intact(few_images, tmp_path):
     """A real file system of 10 MB: two checkpoints of 4 MB fit, the third does not."""
     (tmp_path / "disk").mkdir()
     (tmp_path / "kept").mkdir()
-    script = (
-        f"mount -t tmpfs -o size=10m none {tmp_path}/disk || exit 99\n"
-        '"$@"; code=$?\n'
-        f"cp -r {tmp_path}/disk/. {tmp_path}/kept\n"
-        "exit $code"
-    )
     command = train_command(few_images / "train", save_checkpoint_path=tmp_path / "disk")
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh", *command], capture_output=True, text=True)
+    done = run_on_small_disk(command, tmp_path / "disk", "10m", tmp_path / "kept")
     assert done.returncode == 1
     path = f"{tmp_path}/disk/model_0/Efficientnet_b0-rank0-1_3.ckpt"
     assert done.stderr == f"error: {path}: there is no space left on the device\n"
