@@ -1,6 +1,7 @@
 """Convert trained weights of other projects to a checkpoint, and back to those of PyTorch.
 
 python convert_weights.py --source tf_efficientnet_b0.safetensors --target b0.ckpt
+python convert_weights.py --source tf_efficientnet_b0.ns_jft_in1k --target b0.ckpt
 python convert_weights.py --source b0.ckpt --target b0.safetensors --to timm
 """
 
@@ -14,7 +15,9 @@ import textwrap
 
 from src.common.cli import UsageError, create_parser, run_cli
 from src.config import add_averaged_flag, add_parameters, take_parameters
+from src.images.preprocess import Preprocess
 from src.models.family import VARIANTS
+from src.published.table import PUBLISHED, SHORT_NAMES
 from src.weights import conversion
 from src.weights.checkpoint import check_weights
 from src.weights.model_info import ModelInfo
@@ -27,8 +30,13 @@ OVERRIDES = ("class_num", "image_size", "crop_ratio", "interpolation", "mean", "
 def parse_arguments(argv=None):
     """Read the flags: (those of this script, the shared parameters)."""
     parser = create_parser(__doc__.splitlines()[0])
-    parser.add_argument("--source", required=True, help="weights to read: .safetensors, .pth, .pt, .bin or .ckpt")
-    parser.add_argument("--target", required=True, help="file to write: .ckpt, or .safetensors with --to")
+    parser.add_argument(
+        "--source",
+        help="weights to read: a .safetensors, .pth, .pt, .bin or .ckpt file, or published weights by NAME or "
+        "NAME@REVISION, which are taken from an installed package or the Hugging Face hub",
+    )
+    parser.add_argument("--target", help="file to write: .ckpt, or .safetensors with --to")
+    parser.add_argument("--list", action="store_true", help="print the names of published weights, and nothing else")
     parser.add_argument("--to", choices=conversion.TARGETS, help="write weights that this project loads")
     parser.add_argument(
         "--architecture",
@@ -39,6 +47,10 @@ def parse_arguments(argv=None):
     add_parameters(parser, OVERRIDES)
     arguments = parser.parse_args(argv)
     parameters = take_parameters(arguments)
+    if arguments.list:
+        return arguments, parameters
+    if arguments.source is None or arguments.target is None:
+        raise UsageError("--source and --target are both needed; --list prints the names of published weights")
     suffix = ".safetensors" if arguments.to else ".ckpt"
     if not arguments.target.endswith(suffix):
         raise UsageError(f"--target {arguments.target}: the name of this file ends in {suffix}")
@@ -56,6 +68,8 @@ def parse_arguments(argv=None):
 def main(argv=None) -> None:
     """Read, translate, write, say what was done."""
     arguments, parameters = parse_arguments(argv)
+    if arguments.list:
+        return print_published()
     given = {name: getattr(parameters, name) for name in OVERRIDES if name in parameters.given}
     class_num = given.pop("class_num", None)
     converted = conversion.read_source(arguments.source, arguments.architecture, arguments.averaged, class_num)
@@ -72,6 +86,27 @@ def main(argv=None) -> None:
         conversion.write_ours(arguments.target, converted)
         hint = f"python eval.py --dataset_path FOLDER --checkpoint_path {arguments.target}"
     print(f"written: {arguments.target}, for\n" + textwrap.indent(hint, "    "))
+
+
+def print_published() -> None:
+    """Print the table of published weights; a member's name alone stands for the row that it stands in."""
+    short = {name: member for member, name in SHORT_NAMES.items()}
+    rows = [("name", "short", "network", "classes", "images", "mean, std", "top-1", "licence")]
+    for row in PUBLISHED.values():
+        info = conversion.describe_published(row)
+        images = info.preprocess
+        rows.append(
+            (
+                *(row.name, short.get(row.name, ""), info.variant, str(info.num_classes)),
+                f"{images.image_size} of {images.resize}, {images.interpolation}",
+                "127.5" if images.mean == Preprocess.mean else "ImageNet's",
+                *("" if row.top_1 is None else f"{row.top_1:.2f}", row.licence),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
+    print("top-1: percent of ImageNet's validation images, as timm measured it")
 
 
 def print_summary(converted: conversion.Converted) -> None:

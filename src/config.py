@@ -90,7 +90,7 @@ GROUPS = {
         fixed("padding", "same", choice(*PADDINGS), "same is TensorFlow's, symmetric is PyTorch's"),
         fixed("norm_eps", 1e-3, number(float, 1e-9, 0.1), "epsilon of the batch norm"),
         fixed("norm_momentum", 0.99, number(float, 0, 0.9999), "share of the old statistics that a step keeps"),
-        path("pretrained", None, str, "checkpoint whose weights the run starts from"),
+        path("pretrained", None, str, "checkpoint, or name of published weights, that the run starts from"),
         fixed("freeze", 0, number(int, 0, 9), "first parts held fixed: 1 the stem, 2 to 8 the stages too, 9 the head"),
     ),
     "images": (

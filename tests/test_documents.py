@@ -25,6 +25,7 @@ PASSES_ON = {
     "run_distribute_train.sh": "train.py",
     "run_eval.sh": "eval.py",
     "run_infer_onnx.sh": "infer_onnx.py",
+    "run_name_to_onnx.sh": "export.py",
 }
 
 each_document = pytest.mark.parametrize("name", DOCUMENTS)

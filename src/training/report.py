@@ -39,8 +39,9 @@ def describe_run(run: Run, network: EfficientNet, progress: Progress) -> None:
         print(f"resumed: {run.resumed.path}, after step {progress.step} of {progress.total_steps}", flush=True)
     elif run.pretrained:
         kind = "averaged" if run.pretrained.ema else "raw"
-        classes = run.pretrained.info.num_classes
-        print(f"pretrained: {run.pretrained.path}, {kind} weights of {classes} classes", flush=True)
+        info = run.pretrained.info
+        origin = f"; {info.origin.describe()}" if info.origin else ""
+        print(f"pretrained: {run.pretrained.path}, {kind} weights of {info.num_classes} classes{origin}", flush=True)
 
 
 def report_complete(run: Run, progress: Progress) -> None:

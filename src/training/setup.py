@@ -32,7 +32,8 @@ from src.training.resume import adopt_pretrained, check_class_names, fit_classif
 from src.training.run_folder import find_resume
 from src.training.schedule import Progress, Schedule, create_schedule
 from src.training.step import StepSettings, TrainStep
-from src.weights.checkpoint import Checkpoint, read_checkpoint
+from src.weights.checkpoint import Checkpoint
+from src.weights.conversion import read_pretrained
 from src.weights.model_info import ModelInfo
 from src.weights.network import build_network, load_weights
 
@@ -87,12 +88,12 @@ def resolve_run(config: Config) -> Run:
     held_out = read_held_out(config, folder)
     run_folder = os.path.join(config.save_checkpoint_path, f"model_{0 if device.rank_size > 1 else device.rank}")
     resumed = find_resume(config.resume, run_folder) if config.resume else None
-    pretrained = read_checkpoint(config.pretrained) if config.pretrained and not resumed else None
+    pretrained = read_pretrained(config.pretrained) if config.pretrained and not resumed else None
     if resumed:
         config = merge_resumed(config, resumed, device.rank_size)
     else:
         config = complete_config(config, device, folder, pretrained)
-    info = describe_model(config, folder)
+    info = describe_model(config, folder, resumed or pretrained)
     if resumed:
         check_class_names(resumed, info)
     if config.sync_bn:
@@ -145,14 +146,15 @@ def complete_config(config: Config, device: Device, folder: ImageFolder, pretrai
     return config
 
 
-def describe_model(config: Config, folder: ImageFolder) -> ModelInfo:
+def describe_model(config: Config, folder: ImageFolder, start: Checkpoint | None) -> ModelInfo:
     """What the checkpoints will say of themselves."""
     if config.class_num != len(folder.classes):
         raise UsageError(
             f"the run has {config.class_num} classes, but {folder.root} has {len(folder.classes)} class folders"
         )
+    names, origin = tuple(folder.classes), start.info.origin if start else None
     return config.part(
-        ModelInfo, num_classes=config.class_num, class_names=tuple(folder.classes), preprocess=config.preprocess
+        ModelInfo, num_classes=config.class_num, class_names=names, preprocess=config.preprocess, origin=origin
     )
 
 

@@ -11,12 +11,14 @@ import numpy as np
 from src.common.cli import RunError, UsageError
 from src.images.preprocess import Preprocess
 from src.models.family import VARIANTS, classifier_bound
-from src.weights.checkpoint import INFO_ENTRY, read_checkpoint, read_entries, write_checkpoint
+from src.published.table import Published, find_published, is_published_name
+from src.published.take import take
+from src.weights.checkpoint import INFO_ENTRY, Checkpoint, read_checkpoint, read_entries, write_checkpoint
 from src.weights.layouts import LAYOUTS
 from src.weights.model_info import METADATA_KEY, ModelInfo
 from src.weights.names import CLASSIFIER, COUNTERS, Translated, WeightFile, Weights, to_ours, to_theirs
 from src.weights.sources import SOURCES, Source, source_of
-from src.weights.timm_settings import describe_timm
+from src.weights.timm_settings import ARCHITECTURE, describe_timm
 from src.weights.torch_files import read_pth, read_safetensors, without_wrapper, write_safetensors
 
 TARGETS = ("timm", "torchvision", "efficientnet_pytorch")
@@ -58,11 +60,11 @@ class ImageSettings:
     std: tuple[float, float, float] | None = None
 
 
-def read_source(path: str, architecture: str | None, averaged: bool, class_num: int | None) -> Converted:
-    """Read a weight file of any known project and translate it.
+def read_source(source: str, architecture: str | None, averaged: bool, class_num: int | None) -> Converted:
+    """Read weights of any known project and translate them.
 
     Args:
-        path: the file.
+        source: the file, or the name of published weights.
         architecture: timm's name of the network as the user gave it, or None.
         averaged: take averaged weights where the file has them.
         class_num: the number of classes as the user gave it, or None.
@@ -71,18 +73,14 @@ def read_source(path: str, architecture: str | None, averaged: bool, class_num: 
         RunError: if it cannot be read or is none of these networks.
         UsageError: if what it is cannot be told from the file and the flags, or they contradict each other.
     """
-    if not os.path.isfile(path):
-        raise RunError(f"{path}: there is no such file")
-    if path.endswith(".safetensors"):
-        file = read_safetensors(path)
-    elif path.endswith((".pth", ".pt", ".bin", ".tar")):
-        file = read_pth(path, averaged)
-    elif path.endswith(".ckpt"):
-        file = WeightFile(path, read_entries(path))
-        if INFO_ENTRY in file.entries:
-            return read_ours(path, architecture, averaged, class_num)
-    else:
-        raise UsageError(f"--source {path}: the name of a weight file ends in .safetensors, .pth, .pt, .bin or .ckpt")
+    if is_published_name(source):
+        if architecture:
+            raise UsageError(f"--architecture is for files, but '{source}' is the name of published weights")
+        return read_by_name(source, class_num)
+    file = read_weight_file(source, averaged)
+    if isinstance(file.entries.get(INFO_ENTRY), str):
+        return read_ours(source, architecture, averaged, class_num)
+    path = file.path
     translated = to_ours(without_wrapper(file.entries, path), path)
     num_classes = settle_class_count(translated.num_classes, path, class_num)
     info, origin = describe_source(file, architecture, translated, num_classes)
@@ -94,6 +92,59 @@ def read_source(path: str, architecture: str | None, averaged: bool, class_num: 
     return Converted(
         weights=weights, info=info, origin=origin, counters=translated.counters, left_out=translated.left_out
     )
+
+
+def read_weight_file(path: str, averaged: bool) -> WeightFile:
+    """All entries of a weight file of any known format."""
+    if not os.path.isfile(path):
+        raise RunError(f"{path}: there is no such file")
+    if path.endswith(".safetensors"):
+        return read_safetensors(path)
+    if path.endswith((".pth", ".pt", ".bin", ".tar")):
+        return read_pth(path, averaged)
+    if path.endswith(".ckpt"):
+        return WeightFile(path, read_entries(path))
+    raise UsageError(f"--source {path}: the name of a weight file ends in .safetensors, .pth, .pt, .bin or .ckpt")
+
+
+def read_by_name(text: str, class_num: int | None = None) -> Converted:
+    """Published weights by their name, from this machine or from the net; see `src.published.take`.
+
+    Args:
+        text: the name, as `find_published` takes it.
+        class_num: the number of classes as the user gave it, or None.
+    """
+    row, _ = find_published(text)
+    taken = take(text)
+    translated = to_ours(without_wrapper(read_weight_file(taken.path, averaged=True).entries, taken.path), taken.path)
+    settle_class_count(translated.num_classes, taken.path, class_num)
+    info = dataclasses.replace(describe_published(row), origin=taken.origin)
+    if (translated.variant, translated.num_classes) != (info.variant, info.num_classes):
+        raise RunError(
+            f"{taken.path}: its tensors are those of {translated.variant} with {translated.num_classes} classes, but "
+            f"{row.name} is {info.variant} with {info.num_classes}"
+        )
+    return Converted(
+        weights=translated.weights,
+        info=info,
+        origin=taken.origin.describe(),
+        counters=translated.counters,
+        left_out=translated.left_out,
+    )
+
+
+def describe_published(row: Published) -> ModelInfo:
+    """What published weights expect; timm's settings also hold for the same weights in another project's file."""
+    match = ARCHITECTURE.match(row.name)
+    return SOURCES["timm_tf" if match[1] else "timm"].describe(match[2], row.classes, row.name)
+
+
+def read_pretrained(source: str) -> Checkpoint:
+    """What a run starts from: a checkpoint, or published weights by their name."""
+    if not is_published_name(source):
+        return read_checkpoint(source)
+    read = read_by_name(source)
+    return Checkpoint(path=source, info=read.info, weights=read.weights, ema=None, training={}, state={})
 
 
 def read_ours(path: str, architecture: str | None, averaged: bool, class_num: int | None) -> Converted:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from src.common.cli import RunError
 from src.images.preprocess import Preprocess
 from src.models.family import PADDINGS, VARIANTS
+from src.published.origin import Origin
 
 INFO_FORMAT = 1
 METADATA_KEY = "efficientnet"
@@ -30,6 +31,7 @@ class ModelInfo:
         padding: "same" (TensorFlow's) or "symmetric" (PyTorch's).
         norm_eps: epsilon of the batch norm.
         preprocess: what happens to an image before the network.
+        origin: the published weights that these are, or that their training began with; None for others.
     """
 
     variant: str = "b0"
@@ -38,6 +40,7 @@ class ModelInfo:
     padding: str = "same"
     norm_eps: float = 1e-3
     preprocess: Preprocess = dataclasses.field(default_factory=Preprocess)
+    origin: Origin | None = None
 
     def __post_init__(self):
         if self.variant not in VARIANTS:
@@ -77,7 +80,11 @@ class ModelInfo:
 
     def to_json(self, indent: int | None = None) -> str:
         """The info as JSON text."""
-        return json.dumps({"format": INFO_FORMAT, **dataclasses.asdict(self)}, ensure_ascii=False, indent=indent)
+        fields = {"format": INFO_FORMAT, **dataclasses.asdict(self)}
+        if self.origin is None:
+            # Earlier versions of this program know no origin.
+            del fields["origin"]
+        return json.dumps(fields, ensure_ascii=False, indent=indent)
 
     @classmethod
     def from_json(cls, text: str, source: str) -> ModelInfo:
@@ -99,6 +106,8 @@ class ModelInfo:
             fields["preprocess"] = Preprocess.from_dict(fields["preprocess"])
             if fields.get("class_names") is not None:
                 fields["class_names"] = tuple(str(name) for name in fields["class_names"])
+            if fields.get("origin") is not None:
+                fields["origin"] = Origin(**fields["origin"])
             return cls(**fields)
         except RunError as error:
             raise RunError(error if str(error).startswith(source) else f"{source}: {error}") from None

@@ -159,6 +159,35 @@ class TestInferOnnx:
         assert done.stderr.startswith("usage: bash run_infer_onnx.sh [ONNX_PATH] [DATASET_PATH] [DEVICE_TARGET]")
 
 
+class TestNameToOnnx:
+    def test_converts_then_exports_and_leaves_nothing_else(self, place):
+        done = run(
+            place, "run_name_to_onnx.sh", "lite0", "my model.onnx", "--int8", "images of mine", TMPDIR=str(place)
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        called = called_with(done.stdout)
+        checkpoint = called[4]
+        assert called == [
+            *[f"{ROOT}/convert_weights.py", "--source", "lite0", "--target", checkpoint],
+            *[f"{ROOT}/export.py", "--checkpoint_path", checkpoint, "--file_name", "my model.onnx"],
+            *["--file_format", "ONNX", "--int8", "images of mine"],
+        ]
+        assert checkpoint.startswith(f"{place}/") and checkpoint.endswith(".ckpt")
+        assert sorted(path.name for path in place.iterdir()) == ["a model.ckpt", "images of mine"]
+
+    def test_a_failed_conversion_ends_it(self, place):
+        done = run(place, "run_name_to_onnx.sh", "lite9", "x.onnx", DOUBLE_RUNS="false", TMPDIR=str(place))
+        assert done.returncode == 1 and f"[{ROOT}/export.py]" not in done.stdout
+        assert sorted(path.name for path in place.iterdir()) == ["a model.ckpt", "images of mine"]
+
+    def test_wrong_arguments_are_one_sentence(self, place):
+        done = run(place, "run_name_to_onnx.sh", "lite0", "x.ckpt")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "error: TARGET is 'x.ckpt', the name of an ONNX file ends in .onnx\n"
+        done = run(place, "run_name_to_onnx.sh", "lite0")
+        assert done.returncode == 2 and done.stderr.startswith("usage: sh run_name_to_onnx.sh [NAME] [TARGET.onnx]")
+
+
 def test_called_by_its_bare_name_inside_the_scripts_folder(place):
     environment = {**os.environ, "PYTHON": str(place.parent / "python double")}
     command = [SHELL, "run_infer_onnx.sh", place / "a model.ckpt", place / "images of mine"]
