@@ -253,6 +253,11 @@ class TestWhatTheHubMayDo:
         assert place.files() == []
 
 
+def test_the_hubs_client_is_loaded_only_when_it_is_needed():
+    code = "import sys, infer_onnx, src.published.take; sys.exit('huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 class TestFromAPackage:
     def test_before_the_hub_and_without_importing_it(self, place, hub):
         weights = install(place, SMALL)
