@@ -35,9 +35,7 @@ WITHOUT_MINDSPORE = set(
     "common images data inference launch published weights config lr_generator models.family models.table"
     " evaluation.metrics evaluation.class_report".split()
 )
-WITH_MINDSPORE = set(
-    "data.mindrecord_writer weights.checkpoint weights.network weights.conversion weights.torch_files".split()
-)
+WITH_MINDSPORE = set("data.mindrecord_writer weights.checkpoint weights.network weights.conversion".split())
 MODULES = sorted(
     ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
     for path in (ROOT / "src").rglob("*.py")
