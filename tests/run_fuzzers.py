@@ -1,36 +1,52 @@
-"""Fuzz the readers of ascend310_infer with libFuzzer, under AddressSanitizer and UBSan.
+"""Fuzz the readers of ascend310_infer with libFuzzer, under AddressSanitizer and UBSan, and that of .pth with atheris.
 
-    python -m tests.run_fuzzers [SECONDS]    SECONDS for each of the three readers (default: 240)
+    python -m tests.run_fuzzers [SECONDS] [--reader NAME]    SECONDS for each of the four readers (default: 240)
 
-Needs clang and its runtime library (Debian 12: `apt-get install clang libclang-rt-14-dev`). The seeds are small images,
-good and bad ones, descriptions of models and ONNX files, written anew each time; what a run learns stays in
+Those in C++ need clang and its runtime library (Debian 12: `apt-get install clang libclang-rt-14-dev`), that of .pth
+files, `--reader torch_files`, needs atheris and PyTorch. The seeds are small images, good and bad ones, descriptions of
+models, ONNX files and files of torch.save, written anew each time; what a run learns stays in
 ascend310_infer/build-fuzz/corpus/, so that the next one goes on from there. An input that breaks a reader is left in
-ascend310_infer/build-fuzz/ under a name that begins with crash, leak, oom or timeout.
+ascend310_infer/build-fuzz/ under a name that begins with crash, leak, oom or timeout;
+`python -m tests.fuzz_torch_files FILE` runs the last reader on one.
 """
 
 from __future__ import annotations
 
+import argparse
+import collections
+import io
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
+
+import numpy as np
 
 from src.common.cli import ArgumentParser, RunError, positive_int, run_cli
 from src.weights.model_info import ModelInfo
 from tests.support import cpp_program as cpp
 from tests.support.hard_images import bad_images, good_images
 
-READERS = ("image", "model_info", "onnx_metadata")
-MAX_BYTES = {"image": 6000, "model_info": 4000, "onnx_metadata": 4000}
+READERS = ("image", "model_info", "onnx_metadata", "torch_files")
+MAX_BYTES = {"image": 6000, "model_info": 4000, "onnx_metadata": 4000, "torch_files": 4000}
 WORDS = {
     "model_info": (
         "format variant num_classes class_names padding norm_eps preprocess image_size resize interpolation bicubic "
         "bilinear mean std null 1e999 [[ ]] {}"
     ).split(),
     "onnx_metadata": r"efficientnet \x72 \x0a\x0c \x12 \xff\xff\xff\xff\x0f".split(),
+    "torch_files": (
+        r"torch\x0a torch._utils\x0a torch.storage\x0a _rebuild_tensor\x0a _rebuild_tensor_v2\x0a "
+        r"_rebuild_tensor_v3\x0a _rebuild_parameter\x0a FloatStorage\x0a BFloat16Storage\x0a UntypedStorage\x0a "
+        r"collections\x0a OrderedDict\x0a argparse\x0a Namespace\x0a posix\x0a system\x0a builtins\x0a getattr\x0a "
+        r"X\x07\x00\x00\x00storage X\x0a\x00\x00\x00state_dict \x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f "
+        r"r\xff\xff\xff\xff PK\x01\x02 PK\x05\x06 /data.pkl"
+    ).split(),
     "image": (
         r"\xff\xd8\xff \xff\xc0 \xff\xc2 \xff\xc4 \xff\xda \xff\xdb \xff\xdd Adobe "
         r"\x89PNG\x0d\x0a\x1a\x0a IHDR PLTE tRNS IDAT IEND"
@@ -42,12 +58,16 @@ def main(argv=None) -> int:
     """Build, then run the fuzzers one after the other; exit code 1 if one of them found something."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("seconds", nargs="?", type=positive_int, default=240, help="for each reader")
+    parser.add_argument("--reader", choices=READERS, action="append", help="only this one; may be repeated")
     arguments = parser.parse_args(argv)
-    compiler = find_clang()
-    options = (f"-DCMAKE_CXX_COMPILER={compiler}", f"-DCMAKE_C_COMPILER={compiler.replace('++', '')}")
-    options += ("-DWITH_FUZZERS=ON", "-DSANITIZE=address")
-    folder, _ = cpp.build("fuzz", *options, openvino=False)
-    found = [reader for reader in READERS if not fuzz(folder, reader, arguments.seconds)]
+    readers = arguments.reader or READERS
+    folder = cpp.SOURCE / "build-fuzz"
+    if set(readers) != {"torch_files"}:
+        compiler = find_clang()
+        options = (f"-DCMAKE_CXX_COMPILER={compiler}", f"-DCMAKE_C_COMPILER={compiler.replace('++', '')}")
+        options += ("-DWITH_FUZZERS=ON", "-DSANITIZE=address")
+        folder, _ = cpp.build("fuzz", *options, openvino=False)
+    found = [reader for reader in readers if not fuzz(folder, reader, arguments.seconds)]
     print("found something: " + ", ".join(found) if found else "nothing found")
     return 1 if found else 0
 
@@ -74,7 +94,10 @@ def fuzz(folder: Path, reader: str, seconds: int) -> bool:
         words = Path(work, "words")
         words.write_text("".join(f'"{word}"\n' for word in WORDS[reader]))
         limits = [f"-max_len={MAX_BYTES[reader]}", "-timeout=20", "-rss_limit_mb=3000"]
-        command = [folder / "tests" / f"fuzz_{reader}", *limits, f"-max_total_time={seconds}", f"-dict={words}"]
+        program = [folder / "tests" / f"fuzz_{reader}"]
+        if reader == "torch_files":
+            program = [sys.executable, "-m", "tests.fuzz_torch_files"]
+        command = [*program, *limits, f"-max_total_time={seconds}", f"-dict={words}"]
         done = subprocess.run(
             [*map(str, command), "-print_final_stats=1", f"-artifact_prefix={folder}/", str(corpus), str(seeds)],
             stdout=subprocess.DEVNULL,
@@ -107,6 +130,9 @@ def seeds_of(reader: str):
         yield from good_images()
         yield from bad_images()
         return
+    if reader == "torch_files":
+        yield from torch_files()
+        return
     infos = [ModelInfo(), cpp.small_info(["cat", "dog"]), cpp.small_info(["a"], 600, interpolation="bilinear")]
     for number, info in enumerate(infos):
         if reader == "model_info":
@@ -120,6 +146,37 @@ def seeds_of(reader: str):
                     data = Path(path).read_bytes()
                     yield f"{number}_{softmax}", data
                     yield f"{number}_{softmax}_cut", data[: len(data) // 2]
+
+
+def torch_files():
+    """Yield (name, bytes) as tests/fuzz_torch_files.py takes them: a byte, then a whole file or a pickle."""
+    import torch
+
+    base = torch.arange(16.0)
+    values = {
+        "views": {"state_dict": {"a": base, "b": base.view(4, 4).T, "c": base[1::2], "d": base[3], "e": base[:0]}},
+        "dtypes": {name: torch.ones(2).to(getattr(torch, name)) for name in ("bfloat16", "float16", "bool", "uint16")},
+        "parameter": collections.OrderedDict(a=torch.nn.Parameter(base[:4])),
+        "beside": {
+            "model_ema": {"a": torch.ones(2, 2)},
+            "args": argparse.Namespace(lr=0.1, kinds={1}),
+            "metric": np.float64(1),
+            "device": torch.device("cpu"),
+            "arch": "b0",
+            "counts": collections.Counter("ab"),
+        },
+        "module": torch.nn.Linear(1, 1),
+    }
+    for (name, value), protocol in itertools.product(values.items(), (2, 4)):
+        for older in (False, True):
+            buffer = io.BytesIO()
+            torch.save(value, buffer, pickle_protocol=protocol, _use_new_zipfile_serialization=not older)
+            yield f"{name}_{protocol}_{older}", b"\0" + buffer.getvalue()
+            if not older:
+                with zipfile.ZipFile(buffer) as archive:
+                    pickled = archive.read("archive/data.pkl")
+                yield f"{name}_{protocol}_pickle", b"\1" + pickled
+                yield f"{name}_{protocol}_older", b"\2" + pickled
 
 
 if __name__ == "__main__":

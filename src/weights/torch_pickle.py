@@ -19,7 +19,7 @@ import numpy as np
 
 from src.common.cli import RunError, printable
 
-# Real pickles have a few hundred bytes for each tensor. One byte of a hostile one costs up to 150 bytes of memory.
+# Real pickles have a few hundred bytes for each tensor. One byte of a hostile one costs up to 80 bytes of memory.
 MAX_PICKLE_BYTES = 16 << 20
 TOO_LONG = f"its pickle, or its list of members, takes more than {MAX_PICKLE_BYTES >> 20} MB; weights need less"
 # NumPy 1 has no more.

@@ -497,6 +497,12 @@ class TestLies:
         write(path, contain(stored({"a": tensor()}), [NUMBERS.tobytes()]))
         np.testing.assert_array_equal(read_pth(path, True).entries["a"], NUMBERS.reshape(2, 3))
 
+    def test_the_oldest_way_to_write_a_tensor(self, path):
+        """Of PyTorch before 0.4, in the older format; PyTorch reads the same."""
+        old = Call("<storage>", 1, (2, 2), (3, 1), name="_rebuild_tensor")
+        write(path, in_legacy(stored({"a": old}, views=[None]), [NUMBERS.tobytes()]))
+        np.testing.assert_array_equal(assert_read_as_torch_reads(path).entries["a"], [[1, 2], [4, 5]])
+
     @STORAGES
     @pytest.mark.parametrize(
         "arguments, sentence",
