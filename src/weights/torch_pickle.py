@@ -136,9 +136,7 @@ def rebuild_parameter(data, *_):
     return data
 
 
-def rebuild_with_attributes(function, kind, arguments, state) -> StoredTensor:
-    if function not in (rebuild_tensor, rebuild_typed):
-        raise Fault(DAMAGED)
+def rebuild_with_attributes(function, kind, arguments, state):
     return call(function, arguments)
 
 
@@ -254,12 +252,6 @@ class TorchUnpickler(pickle._Unpickler):
         arguments = self.stack.pop()
         self.append(call(self.stack.pop(), arguments))
 
-    def load_build(self) -> None:
-        """Attributes of an object: of no use here."""
-        self.stack.pop()
-        if not isinstance(self.stack[-1], (dict, type(None))):
-            raise Fault(DAMAGED)
-
     def load_set_item(self) -> None:
         value = self.stack.pop()
         self.set_items([self.stack.pop(), value])
@@ -285,7 +277,8 @@ class TorchUnpickler(pickle._Unpickler):
     dispatch[pickle.EMPTY_SET[0]] = dispatch[pickle.EMPTY_LIST[0]]
     dispatch[pickle.ADDITEMS[0]] = dispatch[pickle.APPENDS[0]]
     dispatch[pickle.FROZENSET[0]] = pickle._Unpickler.dispatch[pickle.LIST[0]]
-    dispatch[pickle.BUILD[0]] = load_build
+    # Attributes of objects are of no use here.
+    dispatch[pickle.BUILD[0]] = dispatch[pickle.POP[0]]
     dispatch[pickle.SETITEM[0]] = load_set_item
     dispatch[pickle.SETITEMS[0]] = load_set_items
 

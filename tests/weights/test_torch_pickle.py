@@ -90,6 +90,7 @@ class TestTensors:
             "nothing": torch.zeros(0, 3, 4),
             "same": base,
             "parameter": torch.nn.Parameter(base[1].T),
+            "odd_stride": base.as_strided((1, 3), (1 << 58, 2)),
         }
         torch.save(views, path, **settings)
         assert_read_as_torch_reads(path)
@@ -403,7 +404,6 @@ class TestCode:
             b"ctorch._utils\n_rebuild_parameter\n" + text("x") + b"\x85R",
             b"(" + text("storage") + b"N" * 1000 + b"tQ",
             b"ctorch._utils\n_rebuild_tensor_v2\n)R",
-            b"cargparse\nNamespace\n(" + b"N" * 17 + b"tR",
             b"\x80\xff",
         ],
     )
@@ -432,10 +432,22 @@ class TestHeavyPickles:
                 with pytest.raises(RunError):
                     read_pth(path, True)
 
+    def test_calls_within_calls_end_in_a_sentence(self, path):
+        function, depth = b"ctorch._tensor\n_rebuild_from_type_v2\nq\x00", 100_000
+        write(path, in_zip(b"\x80\x02" + function + b"(h\x00N" * depth + b")" + b"Nt" * depth + b"R."))
+        with pytest.raises(RunError):
+            read_pth(path, True)
+
     def test_a_billion_laughs_are_a_few_tuples(self, path):
         laughs = b"\x80\x02" + b"Nq\x00" + b"".join(b"(" + b"h\x00" * 10 + b"tq\x00" for _ in range(100000))
         write(path, in_zip(laughs + b"."))
         with pytest.raises(RunError, match="it holds no weights"):
+            read_pth(path, True)
+
+    def test_no_call_copies_a_long_tuple_of_arguments(self, path):
+        """A million such calls take a few bytes each in the file."""
+        write(path, in_zip(b"\x80\x02cargparse\nNamespace\n(" + b"N" * 1000 + b"tR."))
+        with pytest.raises(RunError, match="damaged"):
             read_pth(path, True)
 
     def test_integers_chosen_to_have_one_hash_are_no_keys(self, path):
@@ -566,6 +578,29 @@ class TestLies:
         write(path, contain(stored({"a": tensor(shape=(1, 1))}, **settings), [NUMBERS.tobytes()]))
         with pytest.raises(RunError, match="damaged or truncated"):
             read_pth(path, True)
+
+    def test_a_length_that_is_stated_twice_and_still_not_there(self, path):
+        numel = 1 << 40
+        data = in_legacy(stored({"a": tensor(shape=(1, 1))}, numel=numel, views=[None]), [NUMBERS.tobytes()])
+        write(
+            path, data.replace(struct.pack("<q", 6) + NUMBERS.tobytes(), struct.pack("<q", numel) + NUMBERS.tobytes())
+        )
+        tracemalloc.start()
+        try:
+            with pytest.raises(RunError, match="damaged or truncated"):
+                read_pth(path, True)
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        finally:
+            tracemalloc.stop()
+
+    @STORAGES
+    def test_a_storage_that_is_described_in_two_ways(self, contain, path):
+        """Whose numbers would be those of the first."""
+        describe = b"(" + text("storage") + b"ctorch\n%bStorage\n" + text("0") + b"NK\x06tQ"
+        for kind, sentence in ((b"Float", "it holds no weights"), (b"Int", "it describes a storage in two ways")):
+            write(path, contain(b"\x80\x02" + describe % b"Float" + describe % kind + b".", [NUMBERS.tobytes()]))
+            with pytest.raises(RunError, match=sentence):
+                read_pth(path, True)
 
     def test_copies_of_one_storage_do_not_fill_the_memory(self, path):
         """100 times 1 MB, out of a file of 1 MB."""
