@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from src.common.cli import UsageError, create_parser
-from src.config import PARAMETERS, Config, add_parameters, config, path_parameters, take_parameters
+from src.config import Config, add_parameters, config, take_parameters
+from src.parameters import PARAMETERS, path_parameters
 
 ROOT = Path(__file__).parent.parent
 # As the published model card lists them.

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from src.config import PARAMETERS, config
+from src.config import config
+from src.parameters import PARAMETERS
 from tests.test_house import IMPORTS, WITH_MINDSPORE, WITHOUT_MINDSPORE
 
 ROOT = Path(__file__).parent.parent

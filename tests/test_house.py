@@ -19,20 +19,23 @@ IMPORTS = {
     "Monitor": "common",
     "data": "common images",
     "dataset": "common images data",
-    "config": "common images models.family lr_generator",
+    "parameters": "common images models.family lr_generator",
+    "config": "common images parameters",
     "runtime": "common kernels",
     "weights": "common images data models published",
     "evaluation": "common runtime",
     "inference": "common images data weights evaluation",
     "export": "common images data models weights inference",
-    "launch": "common config published",
+    "launch": "common config parameters published",
+    "recipes": "common images data models config",
     "training": (
-        "common images data dataset models kernels config weights runtime evaluation loss lr_generator Monitor"
+        "common images data dataset models kernels config parameters recipes weights runtime evaluation loss"
+        " lr_generator Monitor"
     ),
 }
 # What does without MindSpore and PyTorch, and the modules within it that do not.
 WITHOUT_MINDSPORE = set(
-    "common images data inference launch published weights config lr_generator models.family models.table"
+    "common images data inference launch published weights config parameters lr_generator models.family models.table"
     " evaluation.metrics evaluation.class_report".split()
 )
 WITH_MINDSPORE = set("data.mindrecord_writer weights.checkpoint weights.network weights.conversion".split())

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from src.common.cli import UsageError
 from src.common.machine import usable_cores
-from src.config import PARAMETERS, path_parameters
 from src.launch.rank_table import RankedDevice, RankTable, Server, find_server, read_rank_table
+from src.parameters import PARAMETERS, path_parameters
 from src.published.table import is_published_name
 
 # Flags of train.py whose values are paths. Each rank runs in a folder of its own, but the caller means paths of theirs.

@@ -7,7 +7,8 @@ import dataclasses
 from mindspore import nn
 
 from src.common.cli import UsageError
-from src.config import PARAMETERS, Config
+from src.config import Config
+from src.parameters import PARAMETERS
 from src.training.schedule import Progress
 from src.training.step import TrainStep, network_weights
 from src.weights.checkpoint import Checkpoint

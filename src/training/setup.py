@@ -10,7 +10,7 @@ import mindspore as ms
 from mindspore import amp
 
 from src.common.cli import RunError, UsageError
-from src.config import PARAMETERS, Config
+from src.config import Config
 from src.data.batches import Loading, Sharding
 from src.data.image_folder import read_image_folder
 from src.data.listing import ImageFolder
@@ -23,12 +23,12 @@ from src.images.mix import create_mix
 from src.kernels import Kernels
 from src.loss import CrossEntropySmooth
 from src.models.effnet import EfficientNet
-from src.models.family import VARIANTS
+from src.parameters import PARAMETERS
 from src.runtime.collective import count_ranks, find_disagreement, take_from_rank_0
 from src.runtime.device import Device, prepare_device
+from src.training.configuration import check_sync_bn, complete_config, describe_model
 from src.training.optimizer import OptimizerSettings, create_optimizer
-from src.training.recipes import apply_recipe
-from src.training.resume import adopt_pretrained, check_class_names, fit_classifier, merge_resumed, restore
+from src.training.resume import check_class_names, fit_classifier, merge_resumed, restore
 from src.training.run_folder import find_resume
 from src.training.schedule import Progress, Schedule, create_schedule
 from src.training.step import StepSettings, TrainStep
@@ -120,53 +120,6 @@ def read_held_out(config: Config, folder: ImageFolder) -> ImageFolder | None:
     if held_out.classes != folder.classes:
         raise UsageError(f"{held_out.root} has other class folders than {folder.root}")
     return held_out
-
-
-def complete_config(config: Config, device: Device, folder: ImageFolder, pretrained: Checkpoint | None) -> Config:
-    """Fill in what was left to the recipe, the trained weights, the variant, the folder and the device."""
-    config = apply_recipe(config)
-    if pretrained:
-        config = adopt_pretrained(config, pretrained)
-    variant = VARIANTS[config.variant]
-    values = {}
-    if "class_num" not in config.given:
-        values["class_num"] = len(folder.classes)
-    elif config.class_num != len(folder.classes):
-        raise UsageError(
-            f"--class_num is {config.class_num}, but {folder.root} has {len(folder.classes)} class folders"
-        )
-    if "image_size" not in config.given and not pretrained:
-        values["image_size"] = variant.image_size
-    if config.dropout_rate is None:
-        values["dropout_rate"] = variant.dropout_rate
-    if config.amp_level is None:
-        values["amp_level"] = "O3" if device.target == "Ascend" else "O0"
-    config = config.replace(**values)
-    config.check()
-    return config
-
-
-def describe_model(config: Config, folder: ImageFolder, start: Checkpoint | None) -> ModelInfo:
-    """What the checkpoints will say of themselves."""
-    if config.class_num != len(folder.classes):
-        raise UsageError(
-            f"the run has {config.class_num} classes, but {folder.root} has {len(folder.classes)} class folders"
-        )
-    names, origin = tuple(folder.classes), start.info.origin if start else None
-    return config.part(
-        ModelInfo, num_classes=config.class_num, class_names=names, preprocess=config.preprocess, origin=origin
-    )
-
-
-def check_sync_bn(device: Device) -> None:
-    """Refuse what MindSpore's batch norm over several ranks cannot do."""
-    if device.target != "Ascend":
-        raise UsageError(
-            f"--sync_bn needs Ascend devices, MindSpore cannot on {device.target}; without it each rank has its own "
-            "batch-norm statistics"
-        )
-    if device.rank_size == 1:
-        raise UsageError("--sync_bn needs several ranks; one device has the statistics of the whole batch anyway")
 
 
 def create_model(run: Run) -> EfficientNet:

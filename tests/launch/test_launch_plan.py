@@ -3,8 +3,8 @@
 import pytest
 
 from src.common.cli import UsageError
-from src.config import PARAMETERS, path_parameters
 from src.launch.launch_plan import absolute_paths, make_plan, share_of_cores
+from src.parameters import PARAMETERS, path_parameters
 from tests.support.launcher import PAIR, write_table
 
 

@@ -139,13 +139,13 @@ def test_image_size_and_dropout_follow_the_variant_unless_given(variant, few_ima
     import train
     from src.data.image_folder import read_image_folder
     from src.runtime.device import prepare_device
-    from src.training import setup
+    from src.training import configuration
 
     device, folder = prepare_device("CPU", None), read_image_folder(str(few_images / "train"))
     flags = ["--dataset_path", folder.root, "--variant", variant]
-    config = setup.complete_config(train.parse_arguments(flags), device, folder, None)
+    config = configuration.complete_config(train.parse_arguments(flags), device, folder, None)
     assert config.image_size == VARIANTS[variant].image_size
     assert config.dropout_rate == VARIANTS[variant].dropout_rate
     given = train.parse_arguments([*flags, "--image_size", "64", "--dropout_rate", "0.1"])
-    config = setup.complete_config(given, device, folder, None)
+    config = configuration.complete_config(given, device, folder, None)
     assert (config.image_size, config.dropout_rate) == (64, 0.1)

@@ -3,8 +3,9 @@
 import pytest
 
 from src.common.cli import UsageError
-from src.config import PARAMETERS, Config
-from src.training.recipes import FINE_TUNING_LR, INGREDIENTS, SUGGESTIONS, apply_recipe
+from src.config import Config
+from src.parameters import PARAMETERS
+from src.recipes.named import FINE_TUNING_LR, INGREDIENTS, SUGGESTIONS, apply_recipe
 
 
 def test_zoo_is_the_default_and_changes_nothing():

@@ -1,0 +1,60 @@
+"""The configuration completed: what was left to recipe, trained weights, variant, images and device."""
+
+from __future__ import annotations
+
+from src.common.cli import UsageError
+from src.config import Config
+from src.data.listing import ImageFolder
+from src.models.family import VARIANTS
+from src.recipes.named import apply_recipe
+from src.runtime.device import Device
+from src.training.resume import adopt_pretrained
+from src.weights.checkpoint import Checkpoint
+from src.weights.model_info import ModelInfo
+
+
+def complete_config(config: Config, device: Device, folder: ImageFolder, pretrained: Checkpoint | None) -> Config:
+    """Fill in what was left to the recipe, the trained weights, the variant, the folder and the device."""
+    config = apply_recipe(config)
+    if pretrained:
+        config = adopt_pretrained(config, pretrained)
+    variant = VARIANTS[config.variant]
+    values = {}
+    if "class_num" not in config.given:
+        values["class_num"] = len(folder.classes)
+    elif config.class_num != len(folder.classes):
+        raise UsageError(
+            f"--class_num is {config.class_num}, but {folder.root} has {len(folder.classes)} class folders"
+        )
+    if "image_size" not in config.given and not pretrained:
+        values["image_size"] = variant.image_size
+    if config.dropout_rate is None:
+        values["dropout_rate"] = variant.dropout_rate
+    if config.amp_level is None:
+        values["amp_level"] = "O3" if device.target == "Ascend" else "O0"
+    config = config.replace(**values)
+    config.check()
+    return config
+
+
+def describe_model(config: Config, folder: ImageFolder, start: Checkpoint | None) -> ModelInfo:
+    """What the checkpoints will say of themselves."""
+    if config.class_num != len(folder.classes):
+        raise UsageError(
+            f"the run has {config.class_num} classes, but {folder.root} has {len(folder.classes)} class folders"
+        )
+    names, origin = tuple(folder.classes), start.info.origin if start else None
+    return config.part(
+        ModelInfo, num_classes=config.class_num, class_names=names, preprocess=config.preprocess, origin=origin
+    )
+
+
+def check_sync_bn(device: Device) -> None:
+    """Refuse what MindSpore's batch norm over several ranks cannot do."""
+    if device.target != "Ascend":
+        raise UsageError(
+            f"--sync_bn needs Ascend devices, MindSpore cannot on {device.target}; without it each rank has its own "
+            "batch-norm statistics"
+        )
+    if device.rank_size == 1:
+        raise UsageError("--sync_bn needs several ranks; one device has the statistics of the whole batch anyway")
