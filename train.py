@@ -12,7 +12,7 @@ import time
 
 from src.common.cli import UsageError, create_parser, run_cli
 from src.common.files import atomic_write
-from src.config import Config, add_parameters, take_parameters
+from src.config import Config, add_config_flag, add_parameters, take_parameters
 from src.images.bad_images import BadImages
 from src.launch.modelarts import copied_folders
 from src.Monitor import Monitor
@@ -29,6 +29,7 @@ from src.training.stop import StopRequest
 def parse_arguments(argv=None) -> Config:
     """Read the flags into a checked configuration."""
     parser = create_parser(__doc__.splitlines()[0])
+    add_config_flag(parser)
     add_parameters(parser)
     config = take_parameters(parser.parse_args(argv))
     if config.dataset_path is None and not config.run_modelarts:
@@ -38,7 +39,7 @@ def parse_arguments(argv=None) -> Config:
             raise UsageError(f"--{name} needs --eval_dataset_path: without an evaluation there is no best score")
     if config.resume not in (None, "auto") and config.pretrained:
         raise UsageError("--resume and --pretrained contradict each other: a resumed run has its weights")
-    if config.freeze and not (config.pretrained or config.resume):
+    if config.freeze and not (config.pretrained or config.resume or config.recipe == "finetune"):
         raise UsageError("--freeze needs --pretrained: fixed random weights learn nothing")
     return config
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from src.common.cli import UsageError, boolean
+from src.common.cli import UsageError, boolean, printable
 from src.images.preprocess import Preprocess
 from src.parameters import GONE, GROUPS, PARAMETERS
 
@@ -58,6 +59,20 @@ class Config:
         return Preprocess.for_image_size(
             self.image_size, self.crop_ratio, interpolation=self.interpolation, mean=self.mean, std=self.std
         )
+
+    def settled(self) -> Config:
+        """A copy in which defaults that nobody gave have given way to what was given.
+
+        Raises:
+            UsageError: if values that were given contradict each other.
+        """
+        values = {}
+        if self.warmup_epochs > self.epoch_size:
+            values["warmup_epochs"] = self.epoch_size / 5
+        values.update({name: self.lr_max for name in ("lr_init", "lr_end") if getattr(self, name) > self.lr_max})
+        result = self.replace(**{name: value for name, value in values.items() if name not in self.given})
+        result.check()
+        return result
 
     def check(self) -> None:
         """Refuse values that contradict each other.
@@ -140,6 +155,44 @@ def take_parameters(arguments: argparse.Namespace) -> Config:
     values = {name: value for name, value in vars(arguments).items() if name in PARAMETERS}
     for name in values:
         delattr(arguments, name)
-    result = Config(**values)
-    result.check()
-    return result
+    path = vars(arguments).pop("config", None)
+    return Config(**{**(read_config_file(path) if path else {}), **values}).settled()
+
+
+def add_config_flag(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the flag `--config`, which `take_parameters` obeys."""
+    parser.add_argument("--config", metavar="FILE", help="parameters in a YAML or JSON file; flags override them")
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """The parameters in a YAML file, or in the config.json of a run; entries that are empty there count as left out.
+
+    Raises:
+        UsageError: if it is no such file, or an entry is unknown or has a value that its flag would refuse.
+    """
+    # Imported here: most runs have none, and inference does without.
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            entries = yaml.safe_load(file)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"--config {path}: it is neither YAML nor JSON ({str(error).splitlines()[0]})") from None
+    if not isinstance(entries, dict):
+        raise UsageError(f"--config {path}: it holds no names of parameters with their values")
+    values = {}
+    for name, value in entries.items():
+        if name in GONE:
+            raise UsageError(f"--config {path}: {name} is gone: {GONE[name]}")
+        if name not in PARAMETERS:
+            near = difflib.get_close_matches(str(name), PARAMETERS, 1)
+            hint = f"; the nearest is {near[0]}" if near else ""
+            raise UsageError(f"--config {path}: there is no parameter '{printable(str(name))}'{hint}")
+        if value is None:
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        try:
+            values[name] = PARAMETERS[name].read(text)
+        except (argparse.ArgumentTypeError, ValueError) as error:
+            raise UsageError(f"--config {path}: {name}: {error}") from None
+    return values

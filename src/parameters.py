@@ -109,7 +109,8 @@ GROUPS = {
         free("max_bad_images", 0.001, fraction, "share of unreadable training images above which the run fails"),
     ),
     "loss and optimiser": (
-        fixed("recipe", "zoo", choice("zoo", "timm_ra"), "named set of flags, see src/recipes/"),
+        fixed("recipe", "zoo", choice("zoo", "timm_ra", "finetune"), "set of flags, see src/recipes/"),
+        fixed("class_weights", "none", choice("none", "balanced"), "balanced: each class counts alike in the loss"),
         fixed("use_label_smooth", True, boolean, "whether to smooth the labels"),
         fixed("label_smooth_factor", 0.1, fraction_below_one, "probability taken from the true class"),
         fixed("opt", "rmsprop", choice("rmsprop", "sgd"), "optimiser"),

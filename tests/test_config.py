@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from src.common.cli import UsageError, create_parser
-from src.config import Config, add_parameters, config, take_parameters
+from src.config import Config, add_config_flag, add_parameters, config, take_parameters
 from src.parameters import PARAMETERS, path_parameters
 
 ROOT = Path(__file__).parent.parent
@@ -88,7 +88,7 @@ def test_a_flag_changes_its_parameter_and_no_other():
         (["--keep_graph", "False"], "--keep_graph is gone: compiled training steps are no longer kept; leave it out"),
         (["--batch_size"], "--batch_size: expected one argument"),
         (["--std", "0"], "--std must be above 0"),
-        (["--epoch_size", "1"], "--warmup_epochs 2 is more than --epoch_size 1"),
+        (["--epoch_size", "1", "--warmup_epochs", "2"], "--warmup_epochs 2 is more than --epoch_size 1"),
         (["--lr_end", "0.3"], "--lr_end 0.3 is above --lr_max 0.2"),
         (["--lr_init", "0.3"], "--lr_init 0.3 is above --lr_max 0.2"),
     ],
@@ -98,6 +98,59 @@ def test_wrong_flags_are_one_sentence(arguments, sentence):
         parse(*arguments)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "flags, name, value",
+    [
+        (["--epoch_size", "1"], "warmup_epochs", 0.2),
+        (["--lr_max", "0.00001"], "lr_init", 0.00001),
+        (["--lr_max", "0.000001"], "lr_end", 0.000001),
+    ],
+)
+def test_a_default_that_was_not_given_gives_way(flags, name, value):
+    assert getattr(parse(*flags), name) == pytest.approx(value)
+
+
+class TestConfigFile:
+    def read(self, tmp_path, text, *flags):
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        parser = create_parser("")
+        add_config_flag(parser)
+        add_parameters(parser)
+        return take_parameters(parser.parse_args(["--config", str(path), *flags]))
+
+    def test_its_entries_are_parameters_and_flags_override_them(self, tmp_path):
+        text = "batch_size: 8\nlr_max: 1e-3\nflip: no\nmean: [1, 2, 3]\nvariant: lite0\n"
+        config = self.read(tmp_path, text, "--batch_size", "16")
+        assert (config.batch_size, config.lr_max, config.flip) == (16, 0.001, False)
+        assert (config.mean, config.variant) == ((1.0, 2.0, 3.0), "lite0")
+        assert config.given == {"batch_size", "lr_max", "flip", "mean", "variant"}
+
+    def test_the_json_that_a_run_writes_is_one(self, tmp_path):
+        before = Config(batch_size=8, mean=(1.0, 2.0, 3.0), sync_bn=True)
+        assert self.read(tmp_path, before.to_json()).as_dict() == before.as_dict()
+
+    @pytest.mark.parametrize(
+        "text, sentence",
+        [
+            ("bach_size: 8", "there is no parameter 'bach_size'; the nearest is batch_size"),
+            ("batch_size: many", "batch_size: expected a whole number of at least 1, not 'many'"),
+            ("keep_graph: True", "keep_graph is gone"),
+            ("- 1", "it holds no names of parameters"),
+            ("", "it holds no names of parameters"),
+            ("a: [", "it is neither YAML nor JSON"),
+            ("\x00", "it is neither YAML nor JSON"),
+            ("!!python/object/apply:os.system [true]", "it is neither YAML nor JSON"),
+            ("batch_size: {a: 1}", "batch_size: expected a whole number"),
+        ],
+    )
+    def test_others_are_refused_in_a_sentence(self, tmp_path, text, sentence):
+        with pytest.raises(UsageError) as error:
+            self.read(tmp_path, text)
+        assert f"--config {tmp_path / 'run.yaml'}: {sentence}" in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 def test_train_py_reports_them_with_exit_code_2(tmp_path):

@@ -46,6 +46,21 @@ def test_the_value_is_pytorchs(factor, classes):
         assert np.isclose(cell(ms.Tensor(logits), ms.Tensor(labels)).asnumpy(), expected, rtol=1e-5)
 
 
+def test_weights_of_classes_are_factors_on_the_losses_of_their_images():
+    """PyTorch divides by the sum of the weights, which is the number of images where the weights are balanced."""
+    logits, labels = batch(4, images=12, classes=3)
+    labels[:] = [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2]
+    weights = len(labels) / (3 * np.bincount(labels))
+    found = ours(logits, labels, 0.0, class_weights=weights)
+    expected = torch.nn.functional.cross_entropy(
+        torch.from_numpy(logits), torch.from_numpy(labels).long(), weight=torch.tensor(weights, dtype=torch.float32)
+    )
+    assert np.isclose(found, expected, rtol=1e-5)
+    one_hot = np.eye(3, dtype=np.float32)[labels]
+    cell = CrossEntropySmooth(0.0, 3, class_weights=weights)
+    assert np.isclose(cell(ms.Tensor(logits), ms.Tensor(one_hot)).asnumpy(), expected, rtol=1e-5)
+
+
 def test_the_gradient_is_pytorchs():
     logits, labels = batch()
     peer = torch.from_numpy(logits).requires_grad_()

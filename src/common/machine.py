@@ -6,6 +6,8 @@ import os
 import platform
 
 CPUINFO = "/proc/cpuinfo"
+MEMINFO = "/proc/meminfo"
+CGROUP = "/sys/fs/cgroup"
 
 
 def usable_cores() -> list[int]:
@@ -31,7 +33,7 @@ def cpu_name() -> str:
 
 
 def read_field(names: tuple[str, ...], path: str = CPUINFO) -> str:
-    """The first value of /proc/cpuinfo under one of these names; empty where there is none."""
+    """The first value of a file like /proc/cpuinfo under one of these names; empty where there is none."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -41,3 +43,20 @@ def read_field(names: tuple[str, ...], path: str = CPUINFO) -> str:
     except OSError:
         pass
     return ""
+
+
+def available_memory(meminfo: str = MEMINFO, cgroup: str = CGROUP) -> int:
+    """Bytes that a process may still take: what the machine has free, and no more than a container's limit leaves."""
+    kilobytes = read_field(("memavailable",), meminfo).split()
+    free = int(kilobytes[0]) * 1024 if kilobytes else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            with open(os.path.join(cgroup, limit)) as most, open(os.path.join(cgroup, used)) as now:
+                free = min(free, max(0, int(most.read()) - int(now.read())))
+        except (OSError, ValueError):
+            # No container, or one without a limit ("max").
+            continue
+    return free

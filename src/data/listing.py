@@ -41,6 +41,11 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def balance(self) -> np.ndarray:
+        """Factors, one for each class, with which all classes count alike and the mean over the images is 1."""
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        return len(self) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+
     def full_path(self, index: int) -> str:
         """The path of image number `index`."""
         return os.path.join(self.root, self.paths[index])

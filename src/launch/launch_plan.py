@@ -17,7 +17,7 @@ from src.parameters import PARAMETERS, path_parameters
 from src.published.table import is_published_name
 
 # Flags of train.py whose values are paths. Each rank runs in a folder of its own, but the caller means paths of theirs.
-PATH_FLAGS = tuple(f"--{name}" for name in path_parameters())
+PATH_FLAGS = ("--config", *(f"--{name}" for name in path_parameters()))
 
 LOG_NAME = "log.txt"
 DEFAULT_PORT = 8118

@@ -105,6 +105,18 @@ def count_multiply_adds(architecture: Architecture, image_size: int, num_classes
     return sum(row.multiply_adds for row in layer_table(architecture, image_size, num_classes))
 
 
+def count_activations(architecture: Architecture, image_size: int) -> int:
+    """Numbers in the outputs of all convolutions for one square image of `image_size` pixels."""
+    size = math.ceil(image_size / 2)
+    count = architecture.stem_width * size**2
+    for block in architecture.blocks:
+        if block.expands:
+            count += block.hidden_channels * size**2
+        size = math.ceil(size / block.stride)
+        count += (block.hidden_channels + block.out_channels) * size**2
+    return count + architecture.head_width * size**2
+
+
 def format_table(rows: list[Row]) -> str:
     """The rows and their sums as text in columns."""
     cells = [("layer", "kind", "output", "parameters", "multiply-adds")]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from src.common.cli import UsageError
 from src.config import Config
 
-# zoo: the published model card's settings, which are the defaults.
+# zoo: the published model card's settings, which are the defaults. finetune: chosen for the images, see finetune.py.
 # timm_ra: the RandAugment recipe of timm's training documentation (efficientnet_b0, 77.7% top-1): 2 GPUs of 384 images
 # each at a rate of 0.048, which is 0.128 for the 2048 images that lr_max is stated for; 0.97 every 2.4 epochs. Its
 # network pads symmetrically and has PyTorch's batch norm.
 INGREDIENTS = {
     "zoo": {},
+    "finetune": {},
     "timm_ra": {
         "opt": "rmsprop",
         "auto_augment": "randaugment",
@@ -22,6 +23,7 @@ INGREDIENTS = {
 }
 SUGGESTIONS = {
     "zoo": {},
+    "finetune": {},
     "timm_ra": {
         "epoch_size": 450,
         "warmup_epochs": 3.0,

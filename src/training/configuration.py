@@ -6,6 +6,7 @@ from src.common.cli import UsageError
 from src.config import Config
 from src.data.listing import ImageFolder
 from src.models.family import VARIANTS
+from src.recipes.finetune import Choice, choose_momentum, choose_settings
 from src.recipes.named import apply_recipe
 from src.runtime.device import Device
 from src.training.resume import adopt_pretrained
@@ -13,11 +14,23 @@ from src.weights.checkpoint import Checkpoint
 from src.weights.model_info import ModelInfo
 
 
-def complete_config(config: Config, device: Device, folder: ImageFolder, pretrained: Checkpoint | None) -> Config:
-    """Fill in what was left to the recipe, the trained weights, the variant, the folder and the device."""
+def complete_config(
+    config: Config, device: Device, folder: ImageFolder, pretrained: Checkpoint | None
+) -> tuple[Config, list[Choice]]:
+    """Fill in what was left to the recipe, the trained weights, the variant, the folder and the device.
+
+    Returns:
+        The configuration, and what the recipe chose for these images.
+    """
     config = apply_recipe(config)
     if pretrained:
         config = adopt_pretrained(config, pretrained)
+    choices = []
+    if config.recipe == "finetune":
+        choices = choose_settings(config, folder, device.target, device.rank_size)
+    elif "norm_momentum" not in config.given and config.recipe == "zoo":
+        choices = choose_momentum(config, len(folder) // (config.batch_size * device.rank_size))
+    config = config.replace(**{choice.name: choice.value for choice in choices})
     variant = VARIANTS[config.variant]
     values = {}
     if "class_num" not in config.given:
@@ -32,9 +45,7 @@ def complete_config(config: Config, device: Device, folder: ImageFolder, pretrai
         values["dropout_rate"] = variant.dropout_rate
     if config.amp_level is None:
         values["amp_level"] = "O3" if device.target == "Ascend" else "O0"
-    config = config.replace(**values)
-    config.check()
-    return config
+    return config.replace(**values).settled(), choices
 
 
 def describe_model(config: Config, folder: ImageFolder, start: Checkpoint | None) -> ModelInfo:

@@ -30,6 +30,8 @@ def describe_run(run: Run, network: EfficientNet, progress: Progress) -> None:
         f"{config.image_size} pixels"
     )
     print(f"data: {len(folder)} images in {len(folder.classes)} classes in {folder.root}, {describe_engine()}")
+    for choice in run.choices:
+        print(f"chosen: --{choice.name} {choice.value} ({choice.reason})")
     print(
         f"schedule: {schedule.epochs} epochs of {schedule.steps_per_epoch} steps, global batch "
         f"{schedule.global_batch}, peak learning rate {schedule.learning_rates.max():.6g}",
@@ -37,6 +39,11 @@ def describe_run(run: Run, network: EfficientNet, progress: Progress) -> None:
     )
     if run.resumed and progress.step:
         print(f"resumed: {run.resumed.path}, after step {progress.step} of {progress.total_steps}", flush=True)
+        before = run.resumed.state["progress"]["epochs"]
+        if before < progress.epochs:
+            print(
+                f"the run was to end after epoch {before}; from here on its rates are those of {progress.epochs} epochs"
+            )
     elif run.pretrained:
         kind = "averaged" if run.pretrained.ema else "raw"
         info = run.pretrained.info

@@ -35,6 +35,9 @@ def merge_resumed(config: Config, checkpoint: Checkpoint, rank_size: int) -> Con
         )
     saved = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
     kept = {name for name, parameter in PARAMETERS.items() if not parameter.resumable}
+    longer = "epoch_size" in config.given and config.epoch_size > saved["epoch_size"]
+    if longer:
+        kept.remove("epoch_size")
     for name in sorted(config.given & kept):
         if getattr(config, name) != saved.get(name):
             raise UsageError(
@@ -93,4 +96,6 @@ def restore(resumed: Checkpoint, network: nn.Cell, step_cell: TrainStep, progres
             f"the folder makes {progress.steps_per_epoch} steps of {progress.images} now; the images have changed"
         )
     for field in dataclasses.fields(Progress):
-        setattr(progress, field.name, getattr(before, field.name))
+        # A run may be made longer.
+        if field.name != "epochs":
+            setattr(progress, field.name, getattr(before, field.name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 
 import mindspore as ms
 from mindspore import amp
@@ -24,6 +25,7 @@ from src.kernels import Kernels
 from src.loss import CrossEntropySmooth
 from src.models.effnet import EfficientNet
 from src.parameters import PARAMETERS
+from src.recipes.finetune import DEFAULT_WEIGHTS, Choice
 from src.runtime.collective import count_ranks, find_disagreement, take_from_rank_0
 from src.runtime.device import Device, prepare_device
 from src.training.configuration import check_sync_bn, complete_config, describe_model
@@ -53,6 +55,7 @@ class Run:
         pretrained: the checkpoint whose weights it starts from, or None.
         info: what its checkpoints say of the network.
         schedule: its length and learning rates.
+        choices: what was chosen for these images, with the reasons.
     """
 
     config: Config
@@ -64,6 +67,7 @@ class Run:
     pretrained: Checkpoint | None
     info: ModelInfo
     schedule: Schedule
+    choices: Sequence[Choice] = ()
 
     @property
     def smoothing(self) -> float:
@@ -88,11 +92,14 @@ def resolve_run(config: Config) -> Run:
     held_out = read_held_out(config, folder)
     run_folder = os.path.join(config.save_checkpoint_path, f"model_{0 if device.rank_size > 1 else device.rank}")
     resumed = find_resume(config.resume, run_folder) if config.resume else None
+    if config.recipe == "finetune" and not config.pretrained:
+        config = config.replace(pretrained=DEFAULT_WEIGHTS)
     pretrained = read_pretrained(config.pretrained) if config.pretrained and not resumed else None
+    choices: list[Choice] = []
     if resumed:
         config = merge_resumed(config, resumed, device.rank_size)
     else:
-        config = complete_config(config, device, folder, pretrained)
+        config, choices = complete_config(config, device, folder, pretrained)
     info = describe_model(config, folder, resumed or pretrained)
     if resumed:
         check_class_names(resumed, info)
@@ -109,6 +116,7 @@ def resolve_run(config: Config) -> Run:
         pretrained=pretrained,
         info=info,
         schedule=schedule,
+        choices=choices,
     )
 
 
@@ -159,9 +167,9 @@ def create_train_step(run: Run, network: EfficientNet) -> TrainStep:
     optimizer = create_optimizer(parameters, rates, config.part(OptimizerSettings))
     if run.kernels:
         run.kernels.install(optimizer)
-    return TrainStep(
-        computing, CrossEntropySmooth(run.smoothing, config.class_num), optimizer, settings, frozen=frozen
-    ).set_train()
+    weights = run.folder.balance() if config.class_weights == "balanced" else None
+    loss = CrossEntropySmooth(run.smoothing, config.class_num, class_weights=weights)
+    return TrainStep(computing, loss, optimizer, settings, frozen=frozen).set_train()
 
 
 def begin(run: Run, network: EfficientNet, step_cell: TrainStep) -> Progress:

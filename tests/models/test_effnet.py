@@ -13,7 +13,7 @@ from mindspore import Tensor, nn
 from src.common.cli import UsageError
 from src.models.effnet import EfficientNet, create_network
 from src.models.family import STAGES, VARIANTS, scale_channels, scale_repeats
-from src.models.table import count_multiply_adds, format_table, layer_table, main
+from src.models.table import count_activations, count_multiply_adds, format_table, layer_table, main
 
 # The table of the published networks; timm and torchvision count the same.
 PARAMETERS = {
@@ -133,15 +133,16 @@ def test_the_table_counts_what_the_cells_hold(networks, variant):
 
 
 @pytest.mark.parametrize("variant", ["lite0", "lite1", "lite2", "lite3", "lite4"])
-def test_multiply_adds_of_lite_are_those_of_timms_layers(variant):
+def test_multiply_adds_and_activations_of_lite_are_those_of_timms_layers(variant):
     """Counted by hooks on timm's own convolutions and dense layer, at the published image size."""
     from benchmarks.peers import create_peer, torch
 
-    counts = []
+    counts, activations = [], []
 
     def count(module, inputs, output):
         positions = output[0, 0].numel() if output.ndim == 4 else 1
         counts.append(positions * module.weight.numel())
+        activations.append(output.numel() if output.ndim == 4 else 0)
 
     with torch.device("meta"):
         peer = create_peer("timm_tf", variant).eval()
@@ -151,6 +152,7 @@ def test_multiply_adds_of_lite_are_those_of_timms_layers(variant):
         size = VARIANTS[variant].image_size
         peer(torch.zeros(1, 3, size, size))
     assert count_multiply_adds(VARIANTS[variant], size) == sum(counts)
+    assert count_activations(VARIANTS[variant], size) == sum(activations)
 
 
 def test_kernel_shapes_of_lite_come_in_timms_order():

@@ -317,7 +317,8 @@ class TestBadInput:
         flags = {"recipe": "timm_ra", "auto_augment": "none"}
         self.refuse(capsys, 2, sentence, dataset_path=few_images / "train", **flags)
         sentence = "--warmup_epochs 3 is more than --epoch_size 2"
-        self.refuse(capsys, 2, sentence, dataset_path=few_images / "train", recipe="timm_ra", epoch_size=2)
+        flags = {"recipe": "timm_ra", "epoch_size": 2, "warmup_epochs": 3}
+        self.refuse(capsys, 2, sentence, dataset_path=few_images / "train", **flags)
 
     def test_contradictory_beginnings(self, capsys, few_images):
         self.refuse(capsys, 2, "--freeze needs --pretrained: .*", dataset_path=few_images / "train", freeze=1)

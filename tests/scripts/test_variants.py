@@ -143,9 +143,9 @@ def test_image_size_and_dropout_follow_the_variant_unless_given(variant, few_ima
 
     device, folder = prepare_device("CPU", None), read_image_folder(str(few_images / "train"))
     flags = ["--dataset_path", folder.root, "--variant", variant]
-    config = configuration.complete_config(train.parse_arguments(flags), device, folder, None)
+    config, _ = configuration.complete_config(train.parse_arguments(flags), device, folder, None)
     assert config.image_size == VARIANTS[variant].image_size
     assert config.dropout_rate == VARIANTS[variant].dropout_rate
     given = train.parse_arguments([*flags, "--image_size", "64", "--dropout_rate", "0.1"])
-    config = configuration.complete_config(given, device, folder, None)
+    config, _ = configuration.complete_config(given, device, folder, None)
     assert (config.image_size, config.dropout_rate) == (64, 0.1)

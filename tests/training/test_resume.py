@@ -1,11 +1,13 @@
 """Runs that are stopped and go on: real processes, stopped at any moment, end as the undisturbed run does."""
 
+import csv
 import fcntl
 import os
 import pty
 import random
 import re
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -148,6 +150,24 @@ class Screen:
                 break
             self.text += data.decode()
         return self.text or " "
+
+
+def test_a_finished_run_can_be_made_longer(few_images, training_run, tmp_path):
+    shutil.copytree(training_run[0] / "checkpoint", tmp_path / "checkpoint")
+    flags = {"dataset_path": few_images / "train", "eval_dataset_path": few_images / "val", "resume": "auto"}
+    code, out, err = run(tmp_path, **flags, epoch_size=EPOCHS + 1)
+    assert (code, err) == (0, "")
+    sentence = f"the run was to end after epoch {EPOCHS}; from here on its rates are those of {EPOCHS + 1} epochs"
+    assert sentence in out and f"epoch {EPOCHS}:" not in out
+    assert saved(tmp_path)[-1] == (EPOCHS + 1, STEPS)
+    with open(tmp_path / "checkpoint" / "model_0" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, EPOCHS + 2))
+    # Linear from 0.003 after the first epoch to 0.00001 at the end of the longer run; updates have two steps.
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert rates[-1] < rates[-2] <= rates[0]
+    code, out, err = run(tmp_path, **flags, epoch_size=EPOCHS)
+    assert code == 2 and f"--epoch_size {EPOCHS} contradicts the resumed run, which has epoch_size {EPOCHS + 1}" in err
 
 
 def test_a_second_signal_leaves_at_once(few_images, tmp_path):
