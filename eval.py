@@ -15,6 +15,7 @@ from src.data.batches import Loading
 from src.data.image_folder import read_image_folder
 from src.data.listing import ImageFolder
 from src.dataset import create_dataset
+from src.evaluation.chance import warn_of_evaluation
 from src.evaluation.evaluate import evaluate
 from src.images.bad_images import BadImages
 from src.runtime.device import prepare_device
@@ -87,6 +88,9 @@ def main(argv=None) -> int:
         score = evaluate(network, dataset.create_tuple_iterator(num_epochs=1, output_numpy=True), smoothing, bar.update)
     if len(bad):
         print(f"images that cannot be decoded: {len(bad)}, {'left out' if bad.skip else 'counted as wrong'}")
+    warning = warn_of_evaluation(score.loss, info.num_classes)
+    if warning:
+        print(warning, file=sys.stderr)
     print(f"result: {score.as_result()} ckpt= {arguments.checkpoint_path}", flush=True)
     return 0
 

@@ -86,6 +86,7 @@ def create_loop(run: Run, step_cell: TrainStep, progress: Progress, stop: StopRe
         images_per_step=schedule.images_per_step,
         log_interval=config.log_interval,
         terminal=None if writes else False,
+        evaluates=run.held_out is not None,
     )
     state = {"config": config.as_dict(), "rank_size": run.device.rank_size}
     keep, info, rank = config.keep_checkpoint_max, run.info, run.device.rank
@@ -103,7 +104,7 @@ def create_loop(run: Run, step_cell: TrainStep, progress: Progress, stop: StopRe
 
 def run_steps(run: Run, loop: TrainingLoop) -> None:
     """Train from where the run stands to its end, or until a stop is asked for."""
-    bad = BadImages(len(run.folder), run.config.max_bad_images)
+    bad = BadImages(len(run.folder), run.config.max_bad_images, root=run.folder.root)
     sink = None
     if run.device.has_data_sink:
         sink = choose_sink_size(loop.progress, run.config.sink_size, run.config.save_checkpoint_steps)

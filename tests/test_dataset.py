@@ -313,14 +313,25 @@ class TestBadImages:
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
         assert len(lines) == 3 and all("another image takes its place" in line for line in lines)
 
-    def test_training_fails_above_the_share(self, damaged):
-        bad = BadImages(len(damaged), 0.05)
+    def test_training_fails_above_the_share_and_says_what_lists_them(self, damaged, capsys):
+        for name in ("05.jpg", "20.jpg"):
+            with open(os.path.join(damaged.root, "a", name), "wb") as file:
+                file.write(b"no image")
+        bad = BadImages(len(damaged), 0.05, root="my photos")
         with pytest.raises(RunError) as error, bad.as_sentence():
             batches(create_dataset(damaged, True, 8, loading=Loading(SMALL, bad=bad)))
-        assert "of 24 images cannot be used, more than the share of 0.05 that --max_bad_images allows" in str(
-            error.value
-        )
+        sentence = "4 of 24 images cannot be used, more than the share of 0.05 that --max_bad_images allows and more "
+        sentence += "than the 3 that are always allowed; `python -m src.data.image_folder 'my photos'` lists them all; "
+        assert str(error.value).startswith(sentence + "the first: ")
         assert ".jpg" in str(error.value)
+        assert capsys.readouterr().err.count("warning: ") == 4
+
+    @pytest.mark.parametrize("share", [0.001, 0.05])
+    def test_three_bad_images_end_no_training_however_small_the_folder(self, damaged, share):
+        bad = BadImages(len(damaged), share)
+        with bad.as_sentence():
+            batches(create_dataset(damaged, True, 8, loading=Loading(SMALL, bad=bad)))
+        assert len(bad) == 3
 
     def test_evaluation_counts_them_as_wrong(self, damaged, capsys):
         bad = BadImages(len(damaged))
@@ -354,11 +365,11 @@ class TestBadImages:
     def test_which_images_end_a_run_is_the_same_every_time(self, damaged):
         sentences = set()
         for workers in (1, 2, 5) * 3:
-            bad = BadImages(len(damaged), 0.05)
+            bad = BadImages(len(damaged), 0.0)
             with pytest.raises(RunError) as error, bad.as_sentence():
                 batches(create_dataset(damaged, True, 8, loading=Loading(SMALL, bad=bad, num_workers=workers)))
             sentences.add(str(error.value))
-        assert len(sentences) == 1 and sentences.pop().startswith("2 of 24 images cannot be used")
+        assert len(sentences) == 1 and sentences.pop().startswith("1 of 24 images cannot be used")
 
     def test_a_failure_that_mindspore_swallows_is_not_lost(self):
         bad = BadImages(10, 0.0)

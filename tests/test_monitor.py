@@ -46,7 +46,8 @@ def test_plain_lines_come_every_log_interval_but_not_with_the_epochs_own(clock, 
     for step in range(1, 101):
         clock.now += 0.5
         monitor.step(step, 2.0)
-    lines = capsys.readouterr().out.splitlines()
+    first, estimate, *lines = capsys.readouterr().out.splitlines()
+    assert (first, estimate[:9]) == ("first step: 0.5 s, compilation included", "estimate:")
     assert len(lines) == 1
     left = format_seconds((100 * 350 - 50) * 0.5)
     assert lines[0] == f"epoch 1: step 50/100, loss: 2.000, lr: 50, 4096.0 images/s, time left: {left}"
@@ -86,9 +87,76 @@ def test_times(seconds, text):
 def test_lines_go_above_the_bar(capsys):
     monitor = create(terminal=True)
     monitor.begin_epoch(1, 0)
-    monitor.step(1, 1.0)
     monitor.say("a sentence")
+    monitor.step(1, 1.0)
     monitor.end_epoch(1, 1.0, 625, 1.0)
     out = capsys.readouterr().out
     assert out.splitlines()[0] == "a sentence"
     assert monitor.bar is None
+
+
+def run_steps(monitor, clock, seconds, first=1):
+    """Steps that take so many seconds each; returns the step after them."""
+    for step, duration in enumerate(seconds, first):
+        clock.now += duration
+        monitor.step(step, 2.0)
+    return first + len(seconds)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_first_steps_time_and_then_once_how_long_epoch_and_run_will_take(clock, capsys, terminal):
+    """40 s of compilation count for nothing: 40 steps of 2 s are 1:20, 350 epochs of those 7:46:40."""
+    monitor = create(steps_per_epoch=40, terminal=terminal)
+    monitor.begin_epoch(1, 0)
+    run_steps(monitor, clock, [40] + 25 * [2])
+    assert capsys.readouterr().out.splitlines() == [
+        "first step: 40.0 s, compilation included",
+        "estimate: an epoch takes about 1:20, the run about 7:46:40",
+    ]
+    monitor.close()
+
+
+def test_the_estimate_says_what_it_leaves_out_and_what_a_resumed_run_has_left(clock, capsys):
+    """200 of 350 * 40 steps are done when four more have been timed."""
+    monitor = create(steps_per_epoch=40, evaluates=True)
+    monitor.begin_epoch(6, 0)
+    run_steps(monitor, clock, [40] + 3 * [2], first=201)
+    left = format_seconds((350 * 40 - 204) * 2)
+    expected = f"estimate: an epoch takes about 1:20, what is left of the run about {left}, evaluations apart"
+    assert capsys.readouterr().out.splitlines()[1:] == [expected]
+
+
+def test_epochs_of_few_quick_steps_get_their_estimate_at_the_end_of_the_first(clock, capsys):
+    monitor = create(steps_per_epoch=2, epochs=100)
+    monitor.begin_epoch(1, 0)
+    run_steps(monitor, clock, [30, 0.5])
+    assert "estimate: an epoch takes about 0:01, the run about 1:40" in capsys.readouterr().out
+
+
+def test_epochs_of_one_step_get_it_after_the_second(clock, capsys):
+    monitor = create(steps_per_epoch=1, epochs=100)
+    monitor.begin_epoch(1, 0)
+    run_steps(monitor, clock, [30])
+    assert "estimate" not in capsys.readouterr().out
+    monitor.end_epoch(1, 30.0, 1, 2.0)
+    monitor.begin_epoch(2, 0)
+    run_steps(monitor, clock, [3], first=2)
+    assert "estimate: an epoch takes about 0:03, the run about 5:00" in capsys.readouterr().out
+
+
+def test_a_log_has_a_line_a_minute_where_steps_are_slow(clock, capsys):
+    """Steps of 25 s: the third after each line comes 75 s after it."""
+    monitor = create()
+    monitor.begin_epoch(1, 0)
+    run_steps(monitor, clock, [100] + 12 * [25])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1: step ")]
+    # The estimate is the line after step 4.
+    assert [int(line.split("step ")[1].split("/")[0]) for line in lines] == [4, 7, 10, 13]
+
+
+def test_several_steps_of_a_device_at_once_are_called_so(clock, capsys):
+    monitor = create()
+    monitor.begin_epoch(1, 0)
+    clock.now += 90
+    monitor.step(25, 2.0)
+    assert capsys.readouterr().out == "first 25 steps: 90.0 s, compilation included\n"

@@ -94,7 +94,7 @@ class TrainingBatches:
         self.workers = self.loading.choose_threads(self.sharding.device_num)
         self.bad = self.loading.choose_bad_images(self.folder)
         # More bad images in a row end the run in any case.
-        self.most_bad = min(len(self.folder), int(self.bad.max_share * len(self.folder)) + 1)
+        self.most_bad = min(len(self.folder), self.bad.allowed + 1)
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -7,11 +7,15 @@ counts them in an `UnusableImages`: it works through all images and fails at the
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
 from src.common.cli import RunError, printable
+
+ALWAYS_ALLOWED = 3
+"""So many bad images end no run, however small its folder, unless the share is 0: a folder of 44 has one, too."""
 
 
 class ImageError(RunError):
@@ -29,14 +33,21 @@ class BadImages:
 
     Args:
         images: number of images in the data set.
-        max_share: largest share of them that may be bad, 0 to 1; at 1 the run never fails.
+        max_share: largest share of them that may be bad, 0 to 1; at 1 the run never fails. Above 0 it allows
+            ALWAYS_ALLOWED images at least.
         skip: True leaves bad images out of an evaluation, False counts them as wrong; training replaces them anyway.
+        root: the folder, for the error's advice.
+
+    Attributes:
+        allowed: how many images may be bad.
     """
 
-    def __init__(self, images: int, max_share: float = 1.0, skip: bool = False):
+    def __init__(self, images: int, max_share: float = 1.0, skip: bool = False, root: str = "DIR"):
         self.images = images
         self.max_share = max_share
+        self.allowed = max(ALWAYS_ALLOWED if max_share > 0 else 0, int(max_share * images))
         self.skip = skip
+        self.root = root
         self.sentences: dict[str, str] = {}
         self.failure: RunError | None = None
 
@@ -52,11 +63,13 @@ class BadImages:
         if path not in self.sentences:
             self.sentences[path] = str(error)
             warn(error, consequence)
-        if len(self) > self.max_share * self.images:
+        if len(self) > self.allowed:
             first = next(iter(self.sentences.values()))
+            few = f" and more than the {ALWAYS_ALLOWED} that are always allowed" if self.allowed else ""
             self.fail(
                 f"{len(self)} of {self.images} images cannot be used, more than the share of {self.max_share:g} that "
-                f"--max_bad_images allows; the first: {first}"
+                f"--max_bad_images allows{few}; `python -m src.data.image_folder {shlex.quote(self.root)}` lists them "
+                f"all; the first: {first}"
             )
 
     def fail(self, sentence: str) -> NoReturn:

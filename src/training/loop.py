@@ -11,6 +11,7 @@ import mindspore as ms
 import numpy as np
 
 from src.common.cli import RunError
+from src.evaluation.chance import FEWEST_FOR_TOP_5, warn_of_evaluation, warn_of_training
 from src.evaluation.metrics import Score
 from src.Monitor import Monitor
 from src.runtime.collective import count_ranks, sum_floats
@@ -27,7 +28,7 @@ SECONDS_FOR_OTHERS = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-    """When a run evaluates, saves and ends; the fields are parameters of `src.config`."""
+    """When a run evaluates, saves and ends, and what its log advises; the fields are parameters of `src.config`."""
 
     eval_interval: int = 1
     early_stop: int | None = None
@@ -37,6 +38,8 @@ class LoopSettings:
     accumulate_steps: int = 1
     amp_level: str | None = None
     loss_scale: float = 1024
+    class_num: int = 1000
+    norm_momentum: float = 0.99
 
 
 @dataclasses.dataclass(eq=False)
@@ -70,6 +73,8 @@ class TrainingLoop(ms.Callback):
         self.first_step = self.saved_step = self.first_step_of_epoch = self.progress.step
         self.saved_path: str | None = None
         self.clock = 0.0
+        # Lines of the signals' thread must not tear the bar.
+        self.stop.say = self.monitor.say
 
     def run(self, batches, sink_size: int | None) -> None:
         """Compute all steps that are left.
@@ -147,12 +152,14 @@ class TrainingLoop(ms.Callback):
         mean_loss = sum_floats([self.step_cell.take_loss_sum()])[0] / (steps * count_ranks())
         progress.epoch_seconds += seconds
         self.monitor.end_epoch(progress.epoch, progress.epoch_seconds, steps, mean_loss)
+        rate = self.monitor.learning_rate(progress.step)
+        self.say_warning(warn_of_training(mean_loss, self.settings.class_num, rate))
         here = progress.step - self.first_step_of_epoch
         row = {
             "epoch": progress.epoch,
             "step": progress.step,
             "loss": mean_loss,
-            "learning_rate": self.monitor.learning_rate(progress.step),
+            "learning_rate": rate,
             "images_per_second": here * self.monitor.images_per_step / max(seconds, 1e-9),
         }
         progress.epoch_seconds = 0.0
@@ -182,21 +189,30 @@ class TrainingLoop(ms.Callback):
         if averaged:
             candidates["ema"] = averaged
         is_best = False
+        classes = self.settings.class_num
         for kind, weights in candidates.items():
             score = self.evaluate(weights)
             prefix = "ema_" if kind == "ema" else ""
             row[prefix + "eval_loss"] = score.loss
             row[prefix + "top_1"] = score.top_1_accuracy
-            row[prefix + "top_5"] = score.top_5_accuracy
+            row[prefix + "top_5"] = score.top_5_accuracy if classes >= FEWEST_FOR_TOP_5 else None
+            top_5 = f", top-5: {score.top_5_accuracy:.4f}" if classes >= FEWEST_FOR_TOP_5 else ""
             self.monitor.say(
                 f"epoch {progress.epoch}: evaluation{' of the averaged weights' if kind == 'ema' else ''}: "
-                f"loss: {score.loss:.3f}, top-1: {score.top_1_accuracy:.4f}, top-5: {score.top_5_accuracy:.4f}"
+                f"loss: {score.loss:.3f}, top-1: {score.top_1_accuracy:.4f}{top_5}"
             )
+            if kind == "raw":
+                self.say_warning(warn_of_evaluation(score.loss, classes, self.settings.norm_momentum))
             if progress.best is None or score.top_1_accuracy > progress.best["top_1"]:
                 progress.best = {"top_1": score.top_1_accuracy, "epoch": progress.epoch, "weights": kind}
                 is_best = True
         progress.since_best = 0 if is_best else progress.since_best + 1
         return is_best
+
+    def say_warning(self, sentence: str | None) -> None:
+        """Print a warning where there is one; ranks have the same, and rank 0 says it."""
+        if sentence and self.checkpoints:
+            self.monitor.say(sentence)
 
     def save(self, is_best: bool = False) -> None:
         """Save the state after this step, if this rank saves and has not done so.

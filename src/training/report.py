@@ -14,6 +14,9 @@ from src.training.schedule import Progress
 from src.training.setup import Run
 from src.weights.checkpoint import BEST_NAME
 
+SMALL_FOLDER = 20_000
+"""Below so many images the published settings, made for the 1.28 million of ImageNet, are not what a folder needs."""
+
 
 def describe_run(run: Run, network: EfficientNet, progress: Progress) -> None:
     """Say at the start what is going to happen, and which weights it begins with."""
@@ -44,11 +47,27 @@ def describe_run(run: Run, network: EfficientNet, progress: Progress) -> None:
             print(
                 f"the run was to end after epoch {before}; from here on its rates are those of {progress.epochs} epochs"
             )
-    elif run.pretrained:
+        return
+    if config.resume == "auto":
+        print(f"resume: there is no checkpoint in {run.run_folder} to go on from, so the run begins", flush=True)
+    if run.pretrained:
         kind = "averaged" if run.pretrained.ema else "raw"
         info = run.pretrained.info
         origin = f"; {info.origin.describe()}" if info.origin else ""
         print(f"pretrained: {run.pretrained.path}, {kind} weights of {info.num_classes} classes{origin}", flush=True)
+    elif meets_small_folder(run):
+        print(
+            f"note: these are the settings published for the 1.28 million images of ImageNet, and here are "
+            f"{len(folder)}: --recipe finetune starts from published weights and chooses settings for so few",
+            flush=True,
+        )
+
+
+def meets_small_folder(run: Run) -> bool:
+    """Whether the published recipe, its length and rate unchanged, starts from nothing on few images."""
+    config = run.config
+    unchanged = config.recipe == "zoo" and not {"epoch_size", "lr_max"} & config.given
+    return unchanged and not run.pretrained and len(run.folder) < SMALL_FOLDER
 
 
 def report_complete(run: Run, progress: Progress) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 from src.runtime.collective import sum_floats
 
@@ -18,6 +20,7 @@ class StopRequest:
     Attributes:
         signal: number of the signal that came, to this rank or another; or 0.
         received: number of the signal that came to this rank; or 0.
+        say: prints the line that acknowledges the first signal.
     """
 
     NUMBERS = (signal.SIGTERM, signal.SIGINT)
@@ -25,6 +28,7 @@ class StopRequest:
     def __init__(self):
         self.signal = self.received = 0
         self.previous: dict = {}
+        self.say: Callable[[str], None] = print_line
 
     def __enter__(self) -> StopRequest:
         reader, self.writer = os.pipe()
@@ -54,10 +58,13 @@ class StopRequest:
         os.close(reader)
 
     def receive(self, number: int) -> None:
-        """Remember the first signal, obey the second."""
+        """Remember and acknowledge the first signal, obey the second."""
         if self.received:
             os._exit(128 + number)
         self.signal = self.received = number
+        # A reader of our output that has left must not keep the second signal from being heard.
+        with contextlib.suppress(OSError, ValueError):
+            self.say("stopping after this step; a second signal ends at once")
 
     def is_asked(self) -> bool:
         """Whether a signal came to any rank; all ranks call this after the same step and get the same answer."""
@@ -71,3 +78,8 @@ class StopRequest:
     def exit_code(self) -> int:
         """128 and the signal's number, as shells report it; 0 without a signal."""
         return 128 + self.signal if self.signal else 0
+
+
+def print_line(text: str) -> None:
+    """Print a line that is seen at once, in a file too."""
+    print(text, flush=True)

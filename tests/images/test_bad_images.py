@@ -47,13 +47,17 @@ class TestTraining:
         assert all(line.endswith("; another image takes its place") for line in warnings)
         assert len(warnings) == len(set(warnings)) and 1 <= len(warnings) <= 3
 
-    def test_too_many_end_the_run_with_a_sentence(self, root, tmp_path):
+    def test_too_many_end_the_run_with_a_sentence_that_names_the_scan(self, root, tmp_path):
+        for number in range(3):
+            (root / f"class{number}" / f"more{number}.jpg").write_bytes(b"no image")
         code, _, errors = train(tmp_path, root, **PLAIN)
-        last = errors.splitlines()[-1]
+        *_, last = errors.splitlines()
         assert code == 1 and "Traceback" not in errors
+        assert errors.count("warning: ") == 4
         assert last.startswith(
-            "error: 1 of 21 images cannot be used, more than the share of 0.001 that --max_bad_images"
+            "error: 4 of 24 images cannot be used, more than the share of 0.001 that --max_bad_images"
         )
+        assert f"`python -m src.data.image_folder {root}` lists them all" in last
 
 
 class TestEvaluation:

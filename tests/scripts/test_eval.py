@@ -106,6 +106,17 @@ def test_the_result_is_timms_on_the_same_weights(capsys, val, checkpoint, peer):
     assert "28 images in 4 classes; raw weights" in out
 
 
+def test_a_loss_far_above_guessing_is_said_with_what_to_do(capsys, val, checkpoint):
+    """The averaged weights name class 0 with a logit of 90; guessing among four classes has the loss ln 4 = 1.386."""
+    code, out, err = run(capsys, "--dataset_path", val, "--checkpoint_path", checkpoint)
+    assert code == 0 and result_of(out)[0]["Loss"] > 13.86
+    assert re.search(
+        r"^warning: the evaluation's loss [\d.]+ is far above 1\.386, .* smaller --norm_momentum", err, re.M
+    )
+    _, _, err = run(capsys, "--dataset_path", val, "--checkpoint_path", checkpoint, "--use_ema", "False")
+    assert "warning" not in err
+
+
 def test_averaged_weights_are_the_default_where_there_are_some(capsys, val, checkpoint):
     code, out, _ = run(capsys, "--dataset_path", val, "--checkpoint_path", checkpoint)
     assert code == 0

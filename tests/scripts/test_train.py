@@ -26,7 +26,7 @@ from src.images.bad_images import BadImages
 from src.images.preprocess import Preprocess
 from src.models.effnet import create_network
 from src.runtime.device import Device
-from src.training import setup
+from src.training import report, setup
 from src.training.loop import choose_sink_size
 from src.training.schedule import Progress, create_learning_rates, create_schedule
 from src.training.step import network_weights
@@ -60,6 +60,12 @@ class TestTheLog:
         assert lines[2].startswith(f"data: 18 images in 2 classes in {few_images}/train")
         assert lines[3] == "schedule: 3 epochs of 4 steps, global batch 8, peak learning rate 0.003"
 
+    def test_then_how_long_the_first_step_took_and_how_long_the_run_will(self, training_run):
+        lines = training_run[1].splitlines()
+        assert re.fullmatch(r"first step: \d+\.\d s, compilation included", lines[4])
+        pattern = r"^estimate: an epoch takes about \d+:\d\d, the run about \d+:\d\d, evaluations apart$"
+        assert len(re.findall(pattern, training_run[1], re.MULTILINE)) == 1
+
     def test_has_the_model_cards_line_for_each_epoch(self, training_run):
         pattern = rf"^epoch (\d): epoch time: ({NUMBER}), per step time: ({NUMBER}), avg loss: ({NUMBER})$"
         found = re.findall(pattern, training_run[1], re.MULTILINE)
@@ -81,7 +87,7 @@ class TestTheLog:
         assert len(losses) == 3 and 0 < last < 50
 
     def test_has_the_evaluation_of_the_weights_and_of_their_average(self, training_run):
-        pattern = r"^epoch (\d): evaluation( of the averaged weights)?: loss: [\d.]+, top-1: ([\d.]+), top-5: 1\.0000$"
+        pattern = r"^epoch (\d): evaluation( of the averaged weights)?: loss: [\d.]+, top-1: ([\d.]+)$"
         found = re.findall(pattern, training_run[1], re.MULTILINE)
         assert [(epoch, bool(averaged)) for epoch, averaged, _ in found] == [
             (epoch, averaged) for epoch in "123" for averaged in (False, True)
@@ -440,6 +446,33 @@ def test_a_complete_run_says_so_and_changes_nothing(training_run, few_images):
     assert complete == "the run is complete: 3 epochs in ./checkpoint/model_0/Efficientnet_b0-rank0-3_4.ckpt"
     assert best in training_run[1]
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+class TestTheSmallFolder:
+    """Where the published settings, left as they are, meet few images, the other recipe is named."""
+
+    NOTE = "note: these are the settings published for the 1.28 million images of ImageNet, and here are 18: --recipe "
+
+    def told(self, begun, few_images, tmp_path, capsys, **flags):
+        flags = {"save_checkpoint_path": tmp_path / "out", "norm_momentum": 0.9, **SMALL, **flags}
+        begun(few_images / "train", **flags)
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+
+    def test_is_told_of_the_other_recipe(self, begun, few_images, tmp_path, capsys):
+        (note,) = self.told(begun, few_images, tmp_path, capsys)
+        assert note.startswith(self.NOTE + "finetune ")
+
+    @pytest.mark.parametrize("flags", [{"epoch_size": 30}, {"lr_max": 0.01}, {"recipe": "timm_ra"}])
+    def test_is_not_told_where_the_settings_were_chosen(self, begun, few_images, tmp_path, capsys, flags):
+        assert self.told(begun, few_images, tmp_path, capsys, **flags) == []
+
+    def test_is_not_told_where_trained_weights_are_taken(self, begun, few_images, tmp_path, capsys, run_of_one_rank):
+        flags = {"pretrained": run_of_one_rank, "image_size": 64}
+        assert self.told(begun, few_images, tmp_path, capsys, **flags) == []
+
+    def test_nor_where_there_are_enough_images(self, monkeypatch, begun, few_images, tmp_path, capsys):
+        monkeypatch.setattr(report, "SMALL_FOLDER", 18)
+        assert self.told(begun, few_images, tmp_path, capsys) == []
 
 
 class TestFlags:

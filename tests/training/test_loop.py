@@ -46,8 +46,12 @@ class Run:
     """A run of `TrainingLoop`; `scores` are those of the evaluations to come, in hundredths."""
 
     def __init__(self, folder, scores=(), ema_scores=None, progress=None, on_evaluation=None, **flags):
-        config = Config(epoch_size=EPOCHS, use_ema=ema_scores is not None, **flags)
+        evaluation_loss, spoil = flags.pop("evaluation_loss", 0.5), flags.pop("spoil", 0.0)
+        config = Config(**{"epoch_size": EPOCHS, "class_num": 2, "use_ema": ema_scores is not None, **flags})
         network = Tiny()
+        if spoil:
+            # Every image is of class 0 with much certainty, which is wrong for half of them.
+            network.classifier.bias.set_data(ms.Tensor(np.array([spoil, 0], np.float32)))
         optimizer = nn.SGD(network.trainable_params(), learning_rate=[0.1] * STEPS * EPOCHS)
         ema_decay = 0.9 if ema_scores is not None else 0.0
         self.step_cell = TrainStep(
@@ -61,7 +65,7 @@ class Run:
             self.evaluations.append(self.progress.epoch)
             if on_evaluation:
                 on_evaluation(self)
-            return Score(100, 50.0, coming.pop(0), 90)
+            return Score(100, 100 * evaluation_loss, coming.pop(0), 90)
 
         self.folder = folder
         monitor = Monitor(
@@ -157,6 +161,61 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     assert "--warmup_epochs" in sentence and "--clip_norm" in sentence
     assert sentence.endswith(f"(the last good checkpoint is {tmp_path}/Efficientnet_b0-rank0-2_2.ckpt)")
     assert sorted(filter(None, map(parse_name, os.listdir(tmp_path)))) == [(1, 2), (2, 2)]
+
+
+def test_a_signal_is_acknowledged_at_once_in_one_line(tmp_path, capsys):
+    run = Run(tmp_path, [1] * 6, on_evaluation=lambda run: run.stop.received or run.stop.receive(signal.SIGTERM))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count("stopping after this step; a second signal ends at once") == 1
+    # It came during the evaluation after the first epoch, before that evaluation's own line.
+    assert (
+        lines.index("stopping after this step; a second signal ends at once")
+        < [index for index, line in enumerate(lines) if line.startswith("epoch 1: evaluation")][0]
+    )
+    assert run.progress.step == STEPS
+
+
+def test_a_closed_output_does_not_keep_the_second_signal_from_being_heard(tmp_path):
+    stop = StopRequest()
+    stop.say = lambda text: open(tmp_path / "missing" / "log")
+    stop.receive(signal.SIGTERM)
+    assert stop.received == signal.SIGTERM
+
+
+class TestLossesAboveChance:
+    """Guessing between two classes has the loss ln 2 = 0.693."""
+
+    def warnings(self, capsys):
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+
+    def test_a_training_that_leaves_chance_behind_upwards_is_said_after_the_epoch(self, tmp_path, capsys):
+        Run(tmp_path, [1] * 6, spoil=20.0, epoch_size=6)
+        (first, *_) = self.warnings(capsys)
+        assert "is well above 0.693, that of guessing among 2 classes" in first
+        assert "try a smaller --lr_max (the rate is 0.1), more --warmup_epochs or --clip_norm 5" in first
+
+    def test_an_evaluation_that_explodes_is_said_with_the_momentum(self, tmp_path, capsys):
+        Run(tmp_path, [1] * 6, evaluation_loss=1e28, eval_interval=6)
+        (only,) = self.warnings(capsys)
+        assert "the evaluation's loss 1e+28 is far above 0.693" in only
+        assert "--norm_momentum (it is 0.99), a smaller --lr_max or more steps" in only
+
+    def test_a_loss_that_is_no_number_is_far_above_too(self, tmp_path, capsys):
+        Run(tmp_path, [1] * 6, evaluation_loss=float("nan"), eval_interval=6)
+        assert "the evaluation's loss nan is far above" in self.warnings(capsys)[0]
+
+    def test_a_training_and_an_evaluation_near_chance_are_not(self, tmp_path, capsys):
+        Run(tmp_path, [1] * 6, evaluation_loss=0.75)
+        assert self.warnings(capsys) == []
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(2, False), (5, False), (6, True)])
+def test_top_5_is_told_where_it_says_something(tmp_path, capsys, classes, shown):
+    run = Run(tmp_path, [1] * 6, class_num=classes)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "evaluation: " in line]
+    assert len(lines) == 6
+    assert all(("top-5" in line) == shown for line in lines)
+    assert {row["top_5"] for row in run.progress.rows} == {0.9 if shown else None}
 
 
 def test_a_resumed_run_counts_on(tmp_path, capsys):

@@ -59,6 +59,9 @@ class TestARunThatIsStopped:
         assert (code, err) == (128 + signal.SIGTERM, "")
         stop = re.search(r"^stopped by signal 15 after step (\d+) of 12; --resume auto goes on$", out, re.MULTILINE)
         assert stop, out
+        assert out.count("\nstopping after this step; a second signal ends at once\n") == 1
+        nothing = "resume: there is no checkpoint in ./checkpoint/model_0 to go on from, so the run begins"
+        assert nothing in out.splitlines()
         assert divmod(int(stop[1]) - 1, STEPS) == (saved(folder)[-1][0] - 1, saved(folder)[-1][1] - 1)
         assert int(stop[1]) < EPOCHS * STEPS
 
@@ -97,6 +100,7 @@ class TestARunThatIsStopped:
         code, out, err = finish(process, folder)
         assert code == -signal.SIGKILL
         assert f"resumed: ./checkpoint/model_0/{checkpoint_path(folder, *before[-1]).name}, after step " in out
+        assert "resume: " not in out
         assert saved(folder)[-1] < (EPOCHS, STEPS)
 
     def test_it_passes_over_a_damaged_checkpoint_and_ends_as_the_undisturbed_run(
@@ -183,6 +187,7 @@ def test_a_second_signal_leaves_at_once(few_images, tmp_path):
     assert time.monotonic() - began < 10
     assert (code, err) == (128 + signal.SIGTERM, "")
     assert "epoch 1" not in out
+    assert "stopping after this step; a second signal ends at once" in out.splitlines()
     assert saved(tmp_path) == []
 
 
