@@ -13,7 +13,7 @@ import re
 import sys
 import textwrap
 
-from src.common.cli import UsageError, create_parser, run_cli
+from src.common.cli import UsageError, choice, create_parser, run_cli
 from src.config import add_averaged_flag, add_parameters, take_parameters
 from src.images.preprocess import Preprocess
 from src.models.family import VARIANTS
@@ -37,7 +37,7 @@ def parse_arguments(argv=None):
     )
     parser.add_argument("--target", help="file to write: .ckpt, or .safetensors with --to")
     parser.add_argument("--list", action="store_true", help="print the names of published weights, and nothing else")
-    parser.add_argument("--to", choices=conversion.TARGETS, help="write weights that this project loads")
+    parser.add_argument("--to", type=choice(*conversion.TARGETS), help="write weights that this project loads")
     parser.add_argument(
         "--architecture",
         help="timm's name of the model, where neither config.json nor the file's name tells efficientnet_b0 from "

@@ -11,7 +11,7 @@ from typing import Any
 
 from src.common.cli import UsageError, boolean, printable
 from src.images.preprocess import Preprocess
-from src.parameters import GONE, GROUPS, PARAMETERS
+from src.parameters import FOUND, GONE, GROUPS, PARAMETERS
 
 
 class Config:
@@ -113,7 +113,9 @@ def add_parameters(parser: argparse.ArgumentParser, names: Sequence[str] | None 
             continue
         section = parser.add_argument_group(title)
         for parameter in wanted:
-            shown = parameter.default if parameter.default is not None else "automatic"
+            shown = (
+                "automatic" if parameter.name in FOUND else "none" if parameter.default is None else parameter.default
+            )
             section.add_argument(
                 f"--{parameter.name}",
                 type=parameter.read,

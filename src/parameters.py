@@ -28,7 +28,7 @@ class Parameter:
 
     Attributes:
         name: of the attribute and of the flag.
-        default: None where the value follows from the folder, the machine or other parameters.
+        default: None where there is none, or where the value follows from the folder, the machine or other parameters.
         read: from the flag's text to the value.
         help: for `--help`.
         resumable: whether a resumed run may change it: where things are, how they are shown, which device computes.
@@ -106,7 +106,9 @@ GROUPS = {
         fixed("mean", (127.5,) * 3, three_floats, "subtracted from pixels of 0 to 255; one number or R,G,B"),
         fixed("std", (127.5,) * 3, three_floats, "divides the pixels; one number or R,G,B"),
         free("num_workers", None, positive_int, "threads that prepare images; follows the machine when left out"),
-        free("max_bad_images", 0.001, fraction, "share of unreadable training images above which the run fails"),
+        free(
+            "max_bad_images", 0.001, fraction, "share of unreadable training images that may be; above 0, 3 always may"
+        ),
     ),
     "loss and optimiser": (
         fixed("recipe", "zoo", choice("zoo", "timm_ra", "finetune"), "set of flags, see src/recipes/"),
@@ -154,6 +156,8 @@ GROUPS = {
 }
 
 PARAMETERS = {parameter.name: parameter for group in GROUPS.values() for parameter in group}
+FOUND = frozenset("class_num image_size device_target device_id dropout_rate amp_level num_workers".split())
+"""Parameters whose values are found where no flag gives them; others without a default are off."""
 GONE = {"keep_graph": "compiled training steps are no longer kept; leave it out"}
 """Flags of earlier versions, with what their users need to know."""
 

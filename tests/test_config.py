@@ -11,6 +11,7 @@ import pytest
 
 from src.common.cli import UsageError, create_parser
 from src.config import Config, add_config_flag, add_parameters, config, take_parameters
+from src.models.family import VARIANTS
 from src.parameters import PARAMETERS, path_parameters
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +85,14 @@ def test_a_flag_changes_its_parameter_and_no_other():
         (["--mean", "inf"], "--mean: expected a number, or three separated by commas, not 'inf'"),
         (["--image_size", "16"], "--image_size: expected a whole number of at least 32 and at most 2048, not '16'"),
         (["--variant", "b8"], "--variant: expected one of b0"),
-        (["--batch", "3"], "unrecognized arguments: --batch 3"),
+        (["--batch", "3"], "unrecognized arguments: --batch 3; did you mean --batch_size?"),
+        (["--bach_size", "8"], "unrecognized arguments: --bach_size 8; did you mean --batch_size? (see "),
+        (["--batch-size=8"], "unrecognized arguments: --batch-size=8; did you mean --batch_size?"),
+        (["--EPOCH_SIZE", "8"], "did you mean --epoch_size?"),
+        (["--wheels", "4"], "unrecognized arguments: --wheels 4 (see "),
+        (["--keep_grap", "4"], "unrecognized arguments: --keep_grap 4 (see "),
+        (["--lr_decay_mode", "cosin"], "steps, exponential, not 'cosin'; did you mean cosine?"),
+        (["--device_target", "cpu"], "expected one of Ascend, GPU, CPU, not 'cpu'; did you mean CPU?"),
         (["--keep_graph", "False"], "--keep_graph is gone: compiled training steps are no longer kept; leave it out"),
         (["--batch_size"], "--batch_size: expected one argument"),
         (["--std", "0"], "--std must be above 0"),
@@ -160,13 +168,34 @@ def test_train_py_reports_them_with_exit_code_2(tmp_path):
     assert re.fullmatch(r"error: argument --batch_size: expected .* not 'many' \(see train.py --help\)\n", done.stderr)
 
 
-def test_help_names_every_parameter_with_its_default():
+AUTOMATIC = {
+    "class_num": "the folder", "image_size": "the variant", "dropout_rate": "the variant", "amp_level": "the device",
+    "device_target": "what there is", "device_id": "DEVICE_ID", "num_workers": "the cores",
+}  # fmt: skip
+
+
+def test_help_names_every_parameter_with_its_choices_and_its_default():
+    """A value is called automatic where something is found, and nowhere else."""
     parser = create_parser("a test")
     add_parameters(parser)
     text = " ".join(parser.format_help().split())
     for name, parameter in PARAMETERS.items():
-        shown = "automatic" if parameter.default is None else parameter.default
-        assert f"--{name} {name.upper()} {parameter.help} (default: {shown})" in text, name
+        shown = "automatic" if name in AUTOMATIC else "none" if parameter.default is None else parameter.default
+        line = re.split(rf" --{name} {name.upper()} ", text)[1].partition(" --")[0]
+        assert line.startswith(parameter.help) and f" (default: {shown})" in line, name
+    for name in ("resume", "pretrained", "data_url", "early_stop", "save_checkpoint_steps", "eval_dataset_path"):
+        assert re.search(rf"--{name} [^()]*\(default: none\)", text), name
+
+
+def test_help_names_the_values_of_a_choice():
+    parser = create_parser("a test")
+    add_parameters(parser)
+    text = " ".join(parser.format_help().split())
+    assert "the zoo's linear; one of liner, linear, cosine, poly, steps, exponential (default: liner)" in text
+    assert f"member of the family; one of {', '.join(VARIANTS)} (default: b0)" in text
+    assert "optimiser; one of rmsprop, sgd (default: rmsprop)" in text
+    # This text names them already.
+    assert "same is TensorFlow's, symmetric is PyTorch's (default: same)" in text
 
 
 def test_a_script_takes_only_the_parameters_that_it_names():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, Callable, NoReturn
@@ -24,13 +26,46 @@ class RunError(Exception):
     exit_code = 1
 
 
+class HelpWithChoices(argparse.HelpFormatter):
+    """Help lines that name the values of flags whose reader is a `choice`, unless the text names them all itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = super()._get_help_string(action)
+        values = getattr(action.type, "values", ())
+        seen = f"{text} {action.metavar}"
+        if not text or all(re.search(rf"\b{re.escape(value)}\b", seen) for value in values):
+            return text
+        said, default, rest = text.partition(" (default: ")
+        return f"{said}; one of {', '.join(values)}{default}{rest}"
+
+
+class HelpWithDefaults(HelpWithChoices, argparse.ArgumentDefaultsHelpFormatter):
+    """The same with the defaults."""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """`argparse` that reports a wrong flag as one sentence and accepts no abbreviated flags."""
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("allow_abbrev", False)
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("formatter_class", HelpWithDefaults)
         super().__init__(*args, **kwargs)
+
+    def parse_args(self, args=None, namespace=None):
+        """As in `argparse`; flags that there are not come with the nearest ones that there are.
+
+        Raises:
+            UsageError: if a flag is unknown, missing or wrong.
+        """
+        arguments, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            shown = [name for name, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS]
+            names = [name[2:] for name in shown if name.startswith("--")]
+            near = [nearest(flag.partition("=")[0].lstrip("-"), names) for flag in unknown if flag.startswith("-")]
+            meant = [f"--{name}" for name in near if name]
+            suggestion = f"; did you mean {' and '.join(meant)}?" if meant else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{suggestion}")
+        return arguments
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {os.path.basename(sys.argv[0])} --help)")
@@ -38,7 +73,16 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def create_parser(description: str) -> ArgumentParser:
     """A parser that leaves the defaults out of its help lines, for scripts that write them there themselves."""
-    return ArgumentParser(description=description, formatter_class=argparse.HelpFormatter)
+    return ArgumentParser(description=description, formatter_class=HelpWithChoices)
+
+
+def nearest(word: str, words: Sequence[str]) -> str | None:
+    """The word that was probably meant: one with a slip, in other letters, or the only one that begins so; or None."""
+    spelt = {other.lower(): other for other in words}
+    wanted = word.lower().replace("-", "_")
+    begin = [other for other in spelt if len(wanted) > 1 and other.startswith(wanted)]
+    found = difflib.get_close_matches(wanted, spelt, n=1, cutoff=0.7) or (begin if len(begin) == 1 else [])
+    return spelt[found[0]] if found else None
 
 
 # Readers of flags, named for what they accept
@@ -79,13 +123,16 @@ fraction_below_one = number(float, 0, 0.99)
 
 
 def choice(*values: str) -> Callable[[str], str]:
-    """Make a reader of one of `values`."""
+    """Make a reader of one of `values`, which `--help` names by its attribute `values`."""
 
     def read(text: str) -> str:
         if text not in values:
-            raise argparse.ArgumentTypeError(f"expected one of {', '.join(values)}, not '{text}'")
+            near = nearest(text, values)
+            meant = f"; did you mean {near}?" if near else ""
+            raise argparse.ArgumentTypeError(f"expected one of {', '.join(values)}, not '{text}'{meant}")
         return text
 
+    read.values = values
     return read
 
 

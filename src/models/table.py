@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from src.common.cli import ArgumentParser, positive_int
+from src.common.cli import ArgumentParser, choice, positive_int
 from src.models.family import VARIANTS, Architecture, Block
 
 
@@ -137,7 +137,7 @@ def format_table(rows: list[Row]) -> str:
 def main(argv=None) -> None:
     """Print the table of a variant."""
     parser = ArgumentParser(prog="python -m src.models.effnet", description="Print the network's table of layers.")
-    parser.add_argument("--variant", choices=tuple(VARIANTS), default="b0", help="member of the family")
+    parser.add_argument("--variant", type=choice(*VARIANTS), default="b0", help="member of the family")
     parser.add_argument("--image_size", type=positive_int, help="pixels; the variant's when left out")
     parser.add_argument("--class_num", type=positive_int, default=1000, help="number of classes")
     arguments = parser.parse_args(argv)

@@ -2,13 +2,23 @@
 
 import argparse
 import errno
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from src.common.cli import ArgumentParser, RunError, UsageError, boolean, describe_os_error, positive_int, run_cli
+from src.common.cli import (
+    ArgumentParser,
+    RunError,
+    UsageError,
+    boolean,
+    choice,
+    describe_os_error,
+    positive_int,
+    run_cli,
+)
 from src.common.files import atomic_write
 
 ROOT = Path(__file__).parent.parent.parent
@@ -90,6 +100,45 @@ class TestFlags:
         parser.add_argument("--batch_size")
         with pytest.raises(UsageError, match="unrecognized arguments: --batch 3"):
             parser.parse_args(["--batch", "3"])
+
+
+class TestSlips:
+    """A flag that there is not comes with the nearest one, in every script whose parser this is."""
+
+    SCRIPTS = {
+        "train": ((), "--dataset_pth", "--dataset_path"),
+        "eval": (("--checkpoint_path", "x"), "--skip_bad_image", "--skip_bad_images"),
+        "export": (("--checkpoint_path", "x"), "--file_fromat", "--file_format"),
+        "infer_onnx": (("--onnx_path", "x"), "--top-k", "--top_k"),
+        "convert_weights": ((), "--sorce", "--source"),
+        "create_imagenet2012_label": (("--img_path", "x"), "--label_pth", "--label_path"),
+        "postprocess": (("--result_path", "x", "--label_path", "x"), "--hlep", "--help"),
+    }
+
+    @pytest.mark.parametrize("script", SCRIPTS)
+    def test_the_nearest_flag_is_suggested(self, script, capsys):
+        needed, slip, meant = self.SCRIPTS[script]
+        assert run_cli(importlib.import_module(script).main, [*needed, slip, "x"]) == 2
+        sentence = f"error: unrecognized arguments: {slip} x; did you mean {meant}? (see "
+        assert capsys.readouterr().err.startswith(sentence)
+
+    def test_two_slips_get_two_suggestions_and_a_hidden_flag_is_none(self):
+        parser = ArgumentParser()
+        parser.add_argument("--epochs")
+        parser.add_argument("--rate")
+        parser.add_argument("--secret", help=argparse.SUPPRESS)
+        with pytest.raises(UsageError, match=r"did you mean --epochs and --rate\?"):
+            parser.parse_args(["--epoch", "3", "--raet=2"])
+        with pytest.raises(UsageError, match=r"unrecognized arguments: --secrt 2 \(see"):
+            parser.parse_args(["--secrt", "2"])
+
+    def test_help_names_the_values_of_a_choice_once(self):
+        parser = ArgumentParser()
+        parser.add_argument("--colour", type=choice("red", "blue"), default="red", help="of the bar")
+        parser.add_argument("--shape", type=choice("line", "dot"), metavar="line|dot", help="of the mark")
+        text = " ".join(parser.format_help().split())
+        assert "of the bar; one of red, blue (default: red)" in text
+        assert "--shape line|dot of the mark (default: None)" in text
 
 
 def test_a_parent_that_is_a_file_is_a_sentence(tmp_path, capsys):

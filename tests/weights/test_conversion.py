@@ -686,7 +686,7 @@ class TestWrongUse:
             ("a.h5", "o.ckpt", (), 2, "ends in .safetensors, .pth, .pt, .bin or .ckpt"),
             ("a.safetensors", "o.pth", (), 2, "the name of this file ends in .ckpt"),
             ("a.safetensors", "o.ckpt", ("--to", "timm"), 2, "the name of this file ends in .safetensors"),
-            ("a.safetensors", "o.safetensors", ("--to", "keras"), 2, "invalid choice: 'keras'"),
+            ("a.safetensors", "o.safetensors", ("--to", "keras"), 2, ", not 'keras'"),
             ("a.safetensors", "a.safetensors", ("--to", "timm"), 2, "--source and --target are the same file"),
             ("a.safetensors", "o.ckpt", ("--mean", "x"), 2, "expected a number, or three separated by commas"),
             ("a.safetensors", "o.ckpt", ("--std", "0"), 2, "--std must be above 0"),
