@@ -14,6 +14,7 @@ from src.launch.processes import run_workers
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 USAGE = """usage: sh run_distribute_train.sh [--dry-run] [RANK_TABLE_FILE] [DATA_DIR] [further flags of train.py]
+       --dry-run         prints what would start, on any machine, and what this one lacks for it
        WAIT=1            waits for all ranks and passes on the exit code
        DEVICE_TARGET=CPU starts the same ranks on the CPU
        RANK_SIZE=N       insists on a rank table of N ranks
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None, program: str = os.path.join(ROOT, "t
     if len(arguments) < 2 or arguments[0].startswith("-"):
         print(USAGE, file=sys.stderr)
         return 2
-    plan = make_plan(arguments, os.environ, program)
+    plan = make_plan(arguments, os.environ, program, dry_run)
     if dry_run:
         print(plan.describe())
         return 0

@@ -8,7 +8,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from src.common.cli import UsageError
 from src.common.machine import usable_cores
@@ -68,6 +68,7 @@ class LaunchPlan:
         target: "Ascend" or "CPU".
         ranks: this server's ranks, in their order.
         scheduler: of MindSpore's dynamic cluster, if this server runs it: rank 0's server does, on the CPU.
+        missing: sentences on what this machine lacks for it; only a plan that is not to be started has any.
     """
 
     table: RankTable
@@ -75,6 +76,7 @@ class LaunchPlan:
     target: str
     ranks: tuple[Worker, ...]
     scheduler: Worker | None = None
+    missing: tuple[str, ...] = ()
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -88,23 +90,35 @@ class LaunchPlan:
             f"rank table {self.table.path}: {self.table.rank_size} ranks; this is server {self.server.server_id}{of}, "
             f"with {len(self.ranks)} of them, on {self.target}"
         ]
-        return "\n".join(lines + [worker.describe() for worker in self.workers])
+        lines += [worker.describe() for worker in self.workers]
+        return "\n".join(lines + [f"note: {sentence}" for sentence in self.missing])
 
 
-def make_plan(arguments: Sequence[str], environment: Mapping[str, str], program: str) -> LaunchPlan:
+def make_plan(
+    arguments: Sequence[str], environment: Mapping[str, str], program: str, dry_run: bool = False
+) -> LaunchPlan:
     """Decide what to start, and refuse what cannot work.
 
     Args:
         arguments: path of the rank table, path of the images, and further flags of train.py.
         environment: holds DEVICE_TARGET, RANK_SIZE, SERVER_ID and MASTER_PORT where the user sets them.
         program: absolute path of the Python script that each rank runs.
+        dry_run: plan for other machines as well: what this one lacks is noted. Ranks are on Ascend unless the user
+            chose, and of the servers the first is taken.
 
     Raises:
         UsageError: if the arguments, the rank table or the environment are wrong.
     """
+    missing: list[str] = []
+
+    def refuse(sentence: str) -> None:
+        if not dry_run:
+            raise UsageError(sentence)
+        missing.append(sentence)
+
     table_path, data, *flags = arguments
     if not os.path.exists(data):
-        raise UsageError(f"DATA_DIR: there is no '{data}'")
+        refuse(f"DATA_DIR: there is no '{data}'")
     for parameter in PARAMETERS.values():
         if parameter.by_launcher and flag_value(flags, f"--{parameter.name}") is not None:
             raise UsageError(f"--{parameter.name} cannot be among the further flags: {parameter.by_launcher}")
@@ -112,34 +126,43 @@ def make_plan(arguments: Sequence[str], environment: Mapping[str, str], program:
     wanted = environment.get("RANK_SIZE", "")
     if wanted and wanted != str(table.rank_size):
         raise UsageError(f"RANK_SIZE is {wanted}, but the rank table {table.path} lists {table.rank_size} ranks")
-    server = find_server(table, environment.get("SERVER_ID"))
-    target = choose_target(flags, environment)
+    try:
+        server = find_server(table, environment.get("SERVER_ID"))
+    except UsageError as error:
+        if environment.get("SERVER_ID"):
+            raise
+        refuse(str(error))
+        server = table.servers[0]
+    target = choose_target(flags, environment, refuse)
     here = os.getcwd()
     command = [sys.executable, "-u", program, "--run_distribute", "True", "--device_target", target]
     command += ["--dataset_path", os.path.join(here, data), *absolute_paths(flags, here)]
     ranks = tuple(plan_rank(table, device, command, here) for device in server.devices)
     if target == "Ascend":
-        return LaunchPlan(table, server, target, ranks)
+        return LaunchPlan(table=table, server=server, target=target, ranks=ranks, missing=tuple(missing))
     cluster = cluster_variables(table, choose_port(table, environment))
     scheduler = plan_scheduler(table, cluster, here) if server == table.master else None
     return LaunchPlan(
-        table=table, server=server, target=target, ranks=join_cluster(ranks, cluster, environment), scheduler=scheduler
+        table=table,
+        server=server,
+        target=target,
+        ranks=join_cluster(ranks, cluster, environment),
+        scheduler=scheduler,
+        missing=tuple(missing),
     )
 
 
-def choose_target(flags: Sequence[str], environment: Mapping[str, str]) -> str:
+def choose_target(flags: Sequence[str], environment: Mapping[str, str], refuse: Callable[[str], None]) -> str:
     """The value of --device_target, else that of DEVICE_TARGET, else Ascend.
 
     Raises:
-        UsageError: if it is neither Ascend nor CPU, or if nobody chose and this server has no NPU.
+        UsageError: if it is neither Ascend nor CPU; `refuse` is told if nobody chose and this server has no NPU.
     """
     given = flag_value(flags, "--device_target") or environment.get("DEVICE_TARGET", "")
     if given not in ("", "Ascend", "CPU"):
         raise UsageError(f"DEVICE_TARGET is '{given}'; a rank table starts ranks on Ascend or CPU")
     if not given and not glob.glob("/dev/davinci[0-9]*"):
-        raise UsageError(
-            "there is no NPU on this server (no /dev/davinci*); DEVICE_TARGET=CPU starts the ranks on the CPU"
-        )
+        refuse("there is no NPU on this server (no /dev/davinci*); DEVICE_TARGET=CPU starts the ranks on the CPU")
     return given or "Ascend"
 
 

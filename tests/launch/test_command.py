@@ -1,5 +1,6 @@
 """The launcher, with ranks that are tiny programs but real processes; test_distribute.py has ranks that train."""
 
+import glob
 import os
 import signal
 import subprocess
@@ -279,6 +280,33 @@ class TestScript:
         assert lines[8].startswith(f"rank 7: cd {tmp_path}/train_parallel7 && RANK_ID=7 DEVICE_ID=7 RANK_SIZE=8 ")
         assert f"--dataset_path '{folder}' --batch_size 8" in lines[8]
         assert sorted(os.listdir(tmp_path)) == ["my data", "table.json"]
+
+    @pytest.mark.skipif(bool(glob.glob("/dev/davinci*")), reason="this machine has NPUs")
+    def test_dry_run_plans_for_other_machines_and_notes_what_this_one_lacks(self, tmp_path):
+        """Without NPU, without the images, and on none of the servers."""
+        write_table(tmp_path / "table.json", ("203.0.113.1", [(0, 0), (1, 1)]), ("203.0.113.2", [(0, 2), (1, 3)]))
+        done = self.run(tmp_path, "--dry-run", "table.json", "/data/train", DEVICE_TARGET="", SERVER_ID="")
+        assert (done.returncode, done.stderr) == (0, "")
+        first, *ranks, data, server, device = done.stdout.splitlines()
+        assert first.endswith("4 ranks; this is server 203.0.113.1 of 2, with 2 of them, on Ascend")
+        assert [line.partition(":")[0] for line in ranks] == ["rank 0", "rank 1"]
+        assert data == "note: DATA_DIR: there is no '/data/train'"
+        assert server.startswith("note: the rank table ") and server.endswith("take: 203.0.113.1, 203.0.113.2")
+        assert device.startswith("note: there is no NPU on this server (no /dev/davinci*); DEVICE_TARGET=CPU ")
+        other = self.run(tmp_path, "--dry-run", "table.json", "/data/train", DEVICE_TARGET="", SERVER_ID="203.0.113.2")
+        assert "rank 2: " in other.stdout and "lists no server" not in other.stdout
+        assert os.listdir(tmp_path) == ["table.json"]
+        started = self.run(tmp_path, "table.json", "/data/train", DEVICE_TARGET="", SERVER_ID="203.0.113.2")
+        assert (started.returncode, started.stderr) == (2, "error: DATA_DIR: there is no '/data/train'\n")
+
+    def test_dry_run_still_refuses_what_is_wrong(self, tmp_path):
+        write_table(tmp_path / "table.json", EIGHT)
+        for environment, sentence in (
+            ({"SERVER_ID": "203.0.113.9"}, "error: SERVER_ID is 203.0.113.9, but "),
+            ({"RANK_SIZE": "4"}, "error: RANK_SIZE is 4, but "),
+        ):
+            done = self.run(tmp_path, "--dry-run", "table.json", "data", **environment)
+            assert done.returncode == 2 and done.stderr.startswith(sentence)
 
     @pytest.mark.parametrize("arguments", [[], ["table.json"], ["--batch_size", "8"]])
     def test_too_few_arguments_print_the_usage(self, tmp_path, arguments):
