@@ -101,9 +101,9 @@ def draw_confusion(path: str, tally: ClassTally, classes: Sequence[str]) -> None
     figure = import_figure()(figsize=(side, side), layout="constrained")
     panel = figure.subplots()
     picture = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(picture, ax=panel, shrink=0.7, label="share of the label's images")
-    panel.set_xlabel("largest logit")
-    panel.set_ylabel("label")
+    figure.colorbar(picture, ax=panel, shrink=0.7, label="share of the true class's images")
+    panel.set_xlabel("predicted")
+    panel.set_ylabel("true")
     if count <= MOST_NAMES:
         # A dollar sign would begin a formula.
         names = [printable(name).replace("$", r"\$") for name in classes]

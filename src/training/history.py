@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import struct
 import time
+from collections.abc import Iterator
 
 from src.common.files import atomic_path, atomic_write
 
@@ -36,8 +38,7 @@ class History:
     def __init__(self, folder: str, rows: list[dict] | None = None, tensorboard: bool = False):
         self.folder = folder
         self.rows = list(rows or [])
-        first_step = self.rows[-1]["step"] + 1 if self.rows else 0
-        self.events = EventFile(os.path.join(folder, "tensorboard"), first_step) if tensorboard else None
+        self.events = EventFile(os.path.join(folder, "tensorboard"), self.rows) if tensorboard else None
 
     def add(self, row: dict) -> None:
         """Append an epoch and renew the files.
@@ -49,8 +50,7 @@ class History:
         write_metrics(os.path.join(self.folder, "metrics.csv"), self.rows)
         draw_curves(os.path.join(self.folder, "curves.png"), self.rows)
         if self.events:
-            scalars = {name: value for name, value in self.rows[-1].items() if name not in ("epoch", "step")}
-            self.events.write({name: value for name, value in scalars.items() if value is not None}, row["step"])
+            self.events.write(self.rows[-1])
 
     def close(self) -> None:
         """Close the event file."""
@@ -59,27 +59,46 @@ class History:
 
 
 class EventFile:
-    """A TensorBoard event file of scalars, written by tensorboardX.
+    """A TensorBoard event file of scalars, written by tensorboardX: one for the whole run.
 
-    Its SummaryWriter is not used: it writes in a thread, whose failure on a full disk nobody hears of.
+    A run that goes on writes its earlier epochs anew, at the times when they were written first, and removes what
+    earlier processes left: TensorBoard shows one curve, without what they did after the last checkpoint.
+
+    tensorboardX's SummaryWriter is not used: it writes in a thread, whose failure on a full disk nobody hears of.
 
     Args:
         folder: where TensorBoard looks.
-        first_step: events from this step on that an earlier process left there are hidden, as they will be repeated.
+        rows: of the earlier epochs.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
 
-    def __init__(self, folder: str, first_step: int):
+    PREFIX = "events.out.tfevents."
+
+    def __init__(self, folder: str, rows: list[dict]):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         os.makedirs(folder, exist_ok=True)
         self.folder = folder
+        old = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.startswith(self.PREFIX)]
+        times = {event.step: event.wall_time for path in old for event in read_events(path)}
         self.writer = EventsWriter(os.path.join(folder, "events"), f".{time.time_ns()}")
+        # A TensorBoard that is looking forgets what it has read.
         start = SessionLog(status=SessionLog.START)
-        self.writer.write_event(Event(wall_time=time.time(), step=first_step, session_log=start))
+        self.writer.write_event(Event(wall_time=time.time(), session_log=start))
+        for row in rows:
+            self.write(row, times.get(row["step"]))
+        for path in old:
+            os.remove(path)
 
-    def write(self, scalars: dict[str, float], step: int) -> None:
-        """Append numbers of a step.
+    def write(self, row: dict, wall_time: float | None = None) -> None:
+        """Append the numbers of an epoch.
+
+        Args:
+            row: of `History`.
+            wall_time: seconds since 1970; None is now.
 
         Raises:
             OSError: if they cannot be written.
@@ -87,9 +106,11 @@ class EventFile:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
+        now = time.time() if wall_time is None else wall_time
         try:
-            for name, value in scalars.items():
-                self.writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+            for name, value in row.items():
+                if value is not None and name not in ("epoch", "step"):
+                    self.writer.write_event(Event(wall_time=now, step=row["step"], summary=scalar(name, value)))
             self.writer.flush()
         except OSError as error:
             self.close()
@@ -99,6 +120,21 @@ class EventFile:
         """Close the file; what could not be written has been said."""
         with contextlib.suppress(OSError):
             self.writer.close()
+
+
+def read_events(path: str) -> Iterator:
+    """The events of a file in TensorFlow's record format, up to the one that a killed process was writing."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    with open(path, "rb") as file:
+        # The length, its checksum, the event, its checksum.
+        while len(header := file.read(12)) == 12 and struct.unpack("<I", header[8:])[0] == masked_crc32c(header[:8]):
+            (length,) = struct.unpack("<Q", header[:8])
+            body, checksum = file.read(length), file.read(4)
+            if len(checksum) < 4 or struct.unpack("<I", checksum)[0] != masked_crc32c(body):
+                return
+            yield Event.FromString(body)
 
 
 def write_metrics(path: str, rows: list[dict]) -> None:

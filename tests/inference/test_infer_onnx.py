@@ -21,6 +21,7 @@ from src.common.cli import RunError, run_cli
 from src.data.image_folder import read_image_folder
 from src.data.image_list import ImageList, find_images
 from src.data.imagenet import read_classes
+from src.evaluation import class_report
 from src.evaluation.class_report import ClassTally, draw_confusion, write_report
 from src.images.preprocess import Preprocess, load_image
 from src.inference import classification
@@ -643,6 +644,17 @@ class TestBadInput:
         for path, sentence in (("data", "it is a directory"), ("model.onnx/a.csv", "not a directory")):
             result = run(place, "--dataset_path", "data", flag, path)
             assert refused(result, 1, path, sentence) and result[1] == ""
+
+    def test_the_confusion_matrix_says_which_axis_is_which(self, monkeypatch, tmp_path):
+        """Rows are the true classes, as in scikit-learn's picture."""
+        figure = class_report.import_figure()()
+        monkeypatch.setattr(class_report, "import_figure", lambda: lambda **settings: figure)
+        tally = ClassTally(2, confusion=True)
+        tally.add(np.array([[0.0, 1.0]]), np.array([0]))
+        draw_confusion(str(tmp_path / "a.png"), tally, ["cat", "dog"])
+        assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("predicted", "true")
+        (count,) = figure.axes[0].texts
+        assert count.get_text() == "1" and count.get_position() == (1, 0)
 
     def test_confusion_without_matplotlib(self, place, run, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

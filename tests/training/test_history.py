@@ -2,6 +2,7 @@
 
 import csv
 import struct
+import time
 
 import pytest
 from PIL import Image
@@ -9,6 +10,7 @@ from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from src.training.history import COLUMNS, History
+from src.training.history import read_events as events_of_a_kill
 
 ROWS = [
     {"epoch": 1, "step": 10, "loss": 2.5, "learning_rate": 0.1, "images_per_second": 50.0},
@@ -87,7 +89,7 @@ def test_the_records_carry_tensorflows_checksums(tmp_path):
         assert struct.unpack("<I", data[end : end + 4]) == (masked,)
 
 
-def test_a_run_that_goes_on_keeps_its_rows_and_hides_events_that_it_will_repeat(tmp_path):
+def test_a_run_that_goes_on_keeps_its_rows(tmp_path):
     first = History(str(tmp_path), tensorboard=True)
     for row in ROWS:
         first.add(row)
@@ -97,11 +99,50 @@ def test_a_run_that_goes_on_keeps_its_rows_and_hides_events_that_it_will_repeat(
     again.add({**ROWS[1], "loss": 1.5})
     again.close()
     assert [(row["epoch"], row["loss"]) for row in read_rows(tmp_path)] == [("1", "2.5"), ("2", "1.5")]
-    paths = sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    starts = [
-        event.step for path in paths for event in read_events(path) if event.session_log.status == SessionLog.START
-    ]
-    assert sorted(starts) == [0, 11]
+
+
+def test_a_run_that_goes_on_leaves_one_event_file_with_every_epoch_once(tmp_path):
+    """Killed after epoch 2 was recorded and before it was saved, in the middle of writing a further event."""
+    first = History(str(tmp_path), tensorboard=True)
+    for row in ROWS:
+        first.add(row)
+    first.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    times = {event.step: event.wall_time for event in read_events(path)}
+    path.write_bytes(path.read_bytes()[:-7])
+    (tmp_path / "tensorboard" / "notes.txt").write_text("mine")
+    time.sleep(0.02)
+
+    again = History(str(tmp_path), first.rows[:1], tensorboard=True)
+    again.add({**ROWS[1], "loss": 1.5})
+    again.close()
+    other, path = sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.name != "notes.txt")
+    assert other.name == "notes.txt" and path.name.startswith("events.out.tfevents.")
+    events = read_events(path)
+    assert events[1].session_log.status == SessionLog.START and events[1].step == 0
+    assert scalars(events) == {
+        (row["step"], name): pytest.approx(value)
+        for row in (ROWS[0], {**ROWS[1], "loss": 1.5})
+        for name, value in row.items()
+        if name not in ("epoch", "step")
+    }
+    assert len([event for event in events if event.summary.value]) == len(scalars(events))
+    assert {event.wall_time for event in events if event.step == 10} == {times[10]}
+    assert min(event.wall_time for event in events if event.step == 20) > times[20]
+
+
+def test_an_event_file_of_a_kill_is_read_up_to_the_kill(tmp_path):
+    history = History(str(tmp_path), tensorboard=True)
+    history.add(ROWS[0])
+    history.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    data = path.read_bytes()
+    count = len(read_events(path))
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        assert len(list(events_of_a_kill(str(path)))) < count
+    path.write_bytes(data[:-9] + b"x" + data[-8:])
+    assert len(list(events_of_a_kill(str(path)))) == count - 1
 
 
 def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_no_thread_behind(tmp_path, monkeypatch):
