@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from src.common.cli import UsageError, boolean, printable
+from src.common.cli import UsageError, boolean, nearest, printable
 from src.images.preprocess import Preprocess
 from src.parameters import FOUND, GONE, GROUPS, PARAMETERS
 
@@ -187,8 +186,8 @@ def read_config_file(path: str) -> dict[str, Any]:
         if name in GONE:
             raise UsageError(f"--config {path}: {name} is gone: {GONE[name]}")
         if name not in PARAMETERS:
-            near = difflib.get_close_matches(str(name), PARAMETERS, 1)
-            hint = f"; the nearest is {near[0]}" if near else ""
+            near = nearest(str(name), list(PARAMETERS))
+            hint = f"; did you mean {near}?" if near else ""
             raise UsageError(f"--config {path}: there is no parameter '{printable(str(name))}'{hint}")
         if value is None:
             continue

@@ -143,7 +143,7 @@ class TestConfigFile:
     @pytest.mark.parametrize(
         "text, sentence",
         [
-            ("bach_size: 8", "there is no parameter 'bach_size'; the nearest is batch_size"),
+            ("bach_size: 8", "there is no parameter 'bach_size'; did you mean batch_size?"),
             ("batch_size: many", "batch_size: expected a whole number of at least 1, not 'many'"),
             ("keep_graph: True", "keep_graph is gone"),
             ("- 1", "it holds no names of parameters"),
