@@ -16,8 +16,8 @@ sys.path.insert(0, ROOT)
 from benchmarks.machine import describe_machine
 from src.common.cli import ArgumentParser, RunError, UsageError, positive_int, run_cli
 from src.common.machine import usable_cores
-from src.data.digits import write_digits
 from src.launch.rank_table import write_rank_table
+from src.preparation.digits import write_digits
 
 EPOCHS = 3
 

@@ -20,10 +20,10 @@ from benchmarks.machine import describe_machine
 from scripts.quickstart import DEFAULT_EPOCHS, RECIPE
 from src.common.cli import ArgumentParser, RunError, positive_int, run_cli
 from src.config import Config
-from src.data.digits import write_digits
 from src.data.image_folder import read_image_folder
 from src.images.preprocess import load_image
 from src.lr_generator import get_lr
+from src.preparation.digits import write_digits
 
 # The quickstart's recipe on timm's network: it pads symmetrically and has PyTorch's batch norm.
 SETTINGS = {**RECIPE, "padding": "symmetric", "norm_eps": 1e-5, "norm_momentum": 0.9}

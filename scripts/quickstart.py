@@ -19,7 +19,7 @@ sys.path.insert(0, ROOT)
 
 from src.common.cli import RunError, run_cli
 from src.common.files import atomic_path
-from src.data.digits import SPLITS, write_digits
+from src.preparation.digits import SPLITS, write_digits
 
 DEFAULT_EPOCHS = 8
 LEAST_TOP_1 = 0.97

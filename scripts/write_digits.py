@@ -6,7 +6,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from src.common.cli import ArgumentParser, run_cli
-from src.data.digits import SPLITS, write_digits
+from src.preparation.digits import SPLITS, write_digits
 
 
 def main(argv=None) -> None:

@@ -20,7 +20,7 @@ from tests.support.training_runs import few_images, training_run  # noqa: F401  
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """Folder with train/ and val/ of the embedded data set."""
-    from src.data.digits import write_digits
+    from src.preparation.digits import write_digits
 
     root = tmp_path_factory.mktemp("data") / "digits"
     write_digits(str(root))

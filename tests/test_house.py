@@ -18,6 +18,7 @@ IMPORTS = {
     "loss": "common",
     "Monitor": "common",
     "data": "common images",
+    "preparation": "common images data",
     "dataset": "common images data",
     "parameters": "common images models.family lr_generator",
     "config": "common images parameters",
@@ -29,14 +30,14 @@ IMPORTS = {
     "launch": "common config parameters published",
     "recipes": "common images data models config",
     "training": (
-        "common images data dataset models kernels config parameters recipes weights runtime evaluation loss"
-        " lr_generator Monitor"
+        "common images data preparation dataset models kernels config parameters recipes weights runtime evaluation"
+        " loss lr_generator Monitor"
     ),
 }
 # What does without MindSpore and PyTorch, and the modules within it that do not.
 WITHOUT_MINDSPORE = set(
-    "common images data inference launch published weights config parameters lr_generator models.family models.table"
-    " evaluation.metrics evaluation.class_report".split()
+    "common images data preparation inference launch published weights config parameters lr_generator models.family"
+    " models.table evaluation.metrics evaluation.class_report".split()
 )
 WITH_MINDSPORE = set("data.mindrecord_writer weights.checkpoint weights.network weights.conversion".split())
 MODULES = sorted(

@@ -1,1 +1,1 @@
-"""Many images: listings of folders and MindRecords, batches, ImageNet's class names, a small data set."""
+"""Many images: listings of folders, lists and MindRecords, batches, ImageNet's class names."""

@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn import datasets
 
 from src.common.cli import UsageError
-from src.data.digits import SPLITS, load_digits, split_digits, write_digits
+from src.preparation.digits import SPLITS, load_digits, split_digits, write_digits
 
 SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "write_digits.py"
 
@@ -93,7 +93,7 @@ def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return b"x"
 
-    monkeypatch.setattr("src.data.digits.encode_digit", fail_later)
+    monkeypatch.setattr("src.preparation.digits.encode_digit", fail_later)
     with pytest.raises(OSError):
         write_digits(str(tmp_path / "digits"))
     assert os.listdir(tmp_path) == []
