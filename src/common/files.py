@@ -7,8 +7,11 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+
+from src.common.cli import RunError
 
 
 @contextlib.contextmanager
@@ -62,6 +65,22 @@ def sync_folder(folder: str) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def check_space(folder: str, needed: int, what: str) -> None:
+    """Check that the disk has space for something, before any of it is written.
+
+    Args:
+        folder: where it is to be written.
+        needed: bytes.
+        what: its name in the plural, for the sentence.
+
+    Raises:
+        RunError: with the space that is needed and the space that is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise RunError(f"{folder}: {what} need {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free")
 
 
 def new_file_mode() -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import os
 from collections.abc import Iterator
 from typing import Protocol
@@ -58,6 +59,68 @@ class ImageFolder:
         """
         with open(self.full_path(index), "rb", buffering=0) as file:
             return file.read()
+
+    def size_of(self, index: int) -> int:
+        """Bytes of the encoded image number `index`.
+
+        Raises:
+            OSError: if its file is missing.
+        """
+        return os.stat(self.full_path(index)).st_size
+
+    def take(self, indices: np.ndarray) -> ImageFolder:
+        """A listing of some of the images, with the same classes.
+
+        Args:
+            indices: int array of shape (M,), numbers of images, ascending.
+        """
+        paths = [self.paths[index] for index in indices]
+        columns = {name: getattr(self, name)[indices] for name in self.columns()}
+        return dataclasses.replace(self, paths=paths, **columns)
+
+    def columns(self) -> tuple[str, ...]:
+        """Names of the attributes that are arrays with a row for each image."""
+        return ("labels",)
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedImages(ImageFolder):
+    """A listing of N images that lie in larger files.
+
+    Attributes:
+        files: the open files.
+        file_of: int32 array of shape (N,), the position in `files` of each image's file.
+        offsets, lengths: int64 arrays of shape (N,), in bytes, the place of each image in its file.
+    """
+
+    files: list[io.FileIO]
+    file_of: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+
+    def full_path(self, index: int) -> str:
+        """The file and the image's path, for errors."""
+        return f"{self.files[self.file_of[index]].name}:{self.paths[index]}"
+
+    def read(self, index: int) -> bytes:
+        """The encoded image number `index`.
+
+        Raises:
+            OSError: if the file cannot be read, or ends too early.
+        """
+        file, length = self.files[self.file_of[index]], int(self.lengths[index])
+        data = os.pread(file.fileno(), length, int(self.offsets[index]))
+        if len(data) != length:
+            raise OSError(errno.EIO, "the file is cut short", self.full_path(index))
+        return data
+
+    def size_of(self, index: int) -> int:
+        """Bytes of the encoded image number `index`."""
+        return int(self.lengths[index])
+
+    def columns(self) -> tuple[str, ...]:
+        """Names of the attributes that are arrays with a row for each image."""
+        return (*super().columns(), "file_of", "offsets", "lengths")
 
 
 class Images(Protocol):

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import io
 import json
 import os
 import sqlite3
@@ -22,7 +20,7 @@ from typing import Callable
 import numpy as np
 
 from src.common.cli import RunError, describe_os_error
-from src.data.listing import ImageFolder, read_encoded
+from src.data.listing import PackedImages, read_encoded
 
 SUFFIX = ".mindrecord"
 FORMAT = "labelled images 1"
@@ -50,37 +48,18 @@ class Shard:
 
 
 @dataclasses.dataclass(frozen=True)
-class MindRecordFolder(ImageFolder):
+class MindRecordFolder(PackedImages):
     """A listing of N images that lie in shards.
 
     Attributes:
-        files: the open shards.
-        shard_of: int32 array of shape (N,), the position in `files` of each image's shard.
-        offsets, lengths: int64 arrays of shape (N,), in bytes, the place of each image in its shard.
         checksums: int64 array of shape (N,), the CRC-32 of each image.
     """
 
-    files: list[io.FileIO]
-    shard_of: np.ndarray
-    offsets: np.ndarray
-    lengths: np.ndarray
     checksums: np.ndarray
 
-    def full_path(self, index: int) -> str:
-        """The shard and the image's path, for errors."""
-        return f"{self.files[self.shard_of[index]].name}:{self.paths[index]}"
-
-    def read(self, index: int) -> bytes:
-        """The encoded image number `index`.
-
-        Raises:
-            OSError: if the shard cannot be read, or ends too early.
-        """
-        file, length = self.files[self.shard_of[index]], int(self.lengths[index])
-        data = os.pread(file.fileno(), length, int(self.offsets[index]))
-        if len(data) != length:
-            raise OSError(errno.EIO, "the shard is cut short", self.full_path(index))
-        return data
+    def columns(self) -> tuple[str, ...]:
+        """Names of the attributes that are arrays with a row for each image."""
+        return (*super().columns(), "checksums")
 
 
 def is_mindrecord(path: str) -> bool:
@@ -198,7 +177,7 @@ def join(root: str, shards: list[Shard]) -> MindRecordFolder:
         paths,
         labels.astype(np.int32),
         files=files,
-        shard_of=shard_of.astype(np.int32),
+        file_of=shard_of.astype(np.int32),
         offsets=offsets,
         lengths=lengths,
         checksums=checksums,

@@ -19,7 +19,7 @@ import numpy as np
 from mindspore.mindrecord import FileWriter
 
 from src.common.cli import RunError, UsageError, describe_os_error
-from src.common.files import locked, new_file_mode, sync_folder
+from src.common.files import check_space, locked, new_file_mode, sync_folder
 from src.data import mindrecord
 from src.data.listing import ImageFolder, read_encoded
 
@@ -39,6 +39,8 @@ PAGE_ENTRY = 300
 """Bytes in the header for each page: more than its entry takes."""
 ASIDE = ".writing-"
 """Prefix of the name of the temporary folder in which a shard is written."""
+INDEX_SHARE = 1.02
+"""Space for the shards and their indices, by the bytes of the images."""
 ROWS_AT_ONCE = 64
 BYTES_AT_ONCE = 1 << 25
 
@@ -67,7 +69,8 @@ def convert(folder: ImageFolder, out: str, shards: int | None = None, on_images:
     os.makedirs(out, exist_ok=True)
     with locked_for_writing(out):
         done = find_done(out, listing)
-        check_space(out, int(sum(sizes[bounds[n] : bounds[n + 1]].sum() for n in range(shards) if n not in done)))
+        left = sum(int(sizes[bounds[n] : bounds[n + 1]].sum()) for n in range(shards) if n not in done)
+        check_space(out, int(left * INDEX_SHARE), "the shards")
         for number in range(shards):
             indices = range(int(bounds[number]), int(bounds[number + 1]))
             if number not in done:
@@ -96,7 +99,7 @@ def measure_images(folder: ImageFolder) -> np.ndarray:
         RunError: if an image is missing, or is too large for a page.
     """
     try:
-        sizes = np.array([os.stat(folder.full_path(index)).st_size for index in range(len(folder))], np.int64)
+        sizes = np.array([folder.size_of(index) for index in range(len(folder))], np.int64)
     except OSError as error:
         raise RunError(describe_os_error(error)) from None
     largest = int(sizes.argmax())
@@ -141,17 +144,6 @@ def find_done(out: str, listing: str) -> set[int]:
             raise UsageError(f"{out} holds shards of other images, or of another number of shards; name another folder")
         done.add(description["shard"])
     return done
-
-
-def check_space(out: str, needed: int) -> None:
-    """Check that the disk has space for the shards, before any is written.
-
-    Raises:
-        RunError: with the space that is needed and the space that is free.
-    """
-    free = shutil.disk_usage(out).free
-    if needed * 1.02 > free:
-        raise RunError(f"{out}: the shards need {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free")
 
 
 def describe_shard(folder: ImageFolder, listing: str, number: int, shards: int) -> dict:

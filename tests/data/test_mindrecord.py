@@ -113,7 +113,7 @@ class TestPacked:
         shutil.copytree(packed, tmp_path / "copy")
         shard = tmp_path / "copy" / "images_00002_of_00003.mindrecord"
         folder = read_mindrecord(str(tmp_path / "copy"))
-        index = int(np.flatnonzero(folder.shard_of == 1)[5])
+        index = int(np.flatnonzero(folder.file_of == 1)[5])
         data = bytearray(shard.read_bytes())
         data[int(folder.offsets[index]) + 100] ^= 1
         shard.write_bytes(bytes(data))
