@@ -12,7 +12,7 @@ from tqdm import tqdm
 from src.common.cli import UsageError, create_parser, run_cli
 from src.config import Config, add_averaged_flag, add_parameters, take_parameters
 from src.data.batches import Loading
-from src.data.image_folder import read_image_folder
+from src.data.image_folder import fit_classes, read_evaluation_folder
 from src.data.listing import ImageFolder
 from src.dataset import create_dataset
 from src.evaluation.chance import warn_of_evaluation
@@ -41,7 +41,7 @@ def parse_arguments(argv=None):
     arguments = parser.parse_args(argv)
     parameters = take_parameters(arguments)
     if parameters.dataset_path is None:
-        raise UsageError("--dataset_path is needed: a folder of class folders")
+        raise UsageError("--dataset_path is needed: a folder of class folders, or a list (.csv, .tsv)")
     return arguments, parameters
 
 
@@ -63,7 +63,8 @@ def main(argv=None) -> int:
     device = prepare_device(parameters.device_target, parameters.device_id)
     checkpoint = read_checkpoint(arguments.checkpoint_path)
     info = checkpoint.info
-    folder = read_image_folder(parameters.dataset_path)
+    folder = read_evaluation_folder(parameters.dataset_path)
+    folder = fit_classes(folder, info.class_names, info.num_classes)
     check_flags_and_folder(parameters, checkpoint, folder)
 
     averaged = arguments.averaged and checkpoint.ema is not None

@@ -15,7 +15,7 @@ import numpy as np
 from src import config
 from src.common import cli
 from src.common.machine import count_cores
-from src.data.image_folder import read_image_folder
+from src.data.image_folder import fit_classes, read_evaluation_folder
 from src.data.image_list import find_images
 from src.evaluation.class_report import ClassTally, check_writable, draw_confusion, import_figure, write_report
 from src.evaluation.metrics import Score
@@ -36,7 +36,7 @@ def parse_arguments(argv=None):
     parser = cli.create_parser(__doc__.splitlines()[0])
     parser.add_argument("--onnx_path", required=True, help="the file; one of export.py says itself what it expects")
     what = parser.add_argument_group("what it is run on, one of the two")
-    what.add_argument("--dataset_path", help="folder of class folders: top-1, top-5 and loss")
+    what.add_argument("--dataset_path", help="folder of class folders, or a list: top-1, top-5 and loss")
     names = "files, folders, patterns such as 'a/*.jpg', or - for the bytes of one image from standard input"
     what.add_argument("--image", nargs="+", help=names)
     add_output_flags(parser.add_argument_group("results"))
@@ -112,12 +112,13 @@ def prepare(arguments, images: int) -> tuple[OnnxModel, int, int]:
 
 def evaluate_folder(arguments) -> None:
     """Top-1, top-5 and loss over a labelled folder, and what else was asked for."""
-    folder = read_image_folder(arguments.dataset_path)
+    folder = read_evaluation_folder(arguments.dataset_path)
     for path in filter(None, (arguments.report, arguments.confusion)):
         check_writable(path)
     if arguments.confusion:
         import_figure()
     model, batch_size, threads = prepare(arguments, len(folder))
+    folder = fit_classes(folder, model.info.class_names, model.info.num_classes)
     model.info.check_folder(folder.classes, folder.root, model.path)
     say = functools.partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
     say(f"model: {model.describe()}; {model.target}, {threads} threads")

@@ -33,7 +33,7 @@ def parse_arguments(argv=None) -> Config:
     add_parameters(parser)
     config = take_parameters(parser.parse_args(argv))
     if config.dataset_path is None and not config.run_modelarts:
-        raise UsageError("--dataset_path is needed: a folder of class folders")
+        raise UsageError("--dataset_path is needed: a folder of class folders, or a list (.csv, .tsv)")
     for name in ("early_stop", "eval_interval"):
         if name in config.given and not config.eval_dataset_path:
             raise UsageError(f"--{name} needs --eval_dataset_path: without an evaluation there is no best score")

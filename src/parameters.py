@@ -66,7 +66,7 @@ TOGETHER = "ranks that are started together train together"
 
 GROUPS = {
     "paths and device": (
-        path("dataset_path", None, str, "class folders, or a MindRecord of them, to train on", by_launcher=DATA_DIR),
+        path("dataset_path", None, str, "class folders, a list or a MindRecord to train on", by_launcher=DATA_DIR),
         path("eval_dataset_path", None, str, "the same to evaluate on while training"),
         free("device_target", None, choice("Ascend", "GPU", "CPU"), "device; an NPU if there is one, else the CPU"),
         free("device_id", None, non_negative_int, "number of the device; else DEVICE_ID or 0", by_launcher=OWN_DEVICE),

@@ -13,7 +13,7 @@ import errno
 import io
 import os
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from src.common.cli import RunError, describe_os_error
 from src.images.bad_images import ImageError
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
+TRAIN_NAMES = ("train", "training")
+PART_NAMES = frozenset((*TRAIN_NAMES, "val", "valid", "validation", "test", "testing"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +154,13 @@ def list_class_folders(root: str) -> ImageFolder:
         RunError: if it is a file, unreadable, has no class folders, or they hold no image.
     """
     if not os.path.isdir(root):
-        raise RunError(f"{root}: it is a file, not a folder of class folders")
+        raise RunError(f"{root}: it is a file, not a folder of class folders or a list (.csv or .tsv)")
     try:
-        with os.scandir(root) as entries:
-            classes = sorted(entry.name for entry in entries if is_visible_folder(entry))
+        with os.scandir(root) as scanned:
+            entries = list(scanned)
+        classes = sorted(entry.name for entry in entries if is_visible_folder(entry))
         if not classes:
-            raise RunError(f"{root}: there are no class folders in it; expected one folder for each class")
+            refuse_without_classes(root, sum(is_image_name(entry.name) for entry in entries))
         above = (inode_of(root),)
         paths: list[str] = []
         counts = []
@@ -169,7 +172,35 @@ def list_class_folders(root: str) -> ImageFolder:
         raise RunError(describe_os_error(error)) from None
     if not paths:
         raise RunError(f"{root}: its {len(classes)} class folders hold no image")
+    check_not_parent(root, classes, paths)
     return ImageFolder(root, classes, paths, np.repeat(np.arange(len(classes), dtype=np.int32), counts))
+
+
+def refuse_without_classes(root: str, images: int) -> NoReturn:
+    """Say how a labelled folder looks.
+
+    Raises:
+        RunError: always.
+    """
+    here = f"there are {images} images and no class folders in it" if images else "there are no class folders in it"
+    raise RunError(
+        f"{root}: {here}; put the images of each class into a folder with its name, as in {root}/cat/1.jpg and "
+        f"{root}/dog/1.jpg, or name a list with path and label (.csv)"
+    )
+
+
+def check_not_parent(root: str, classes: list[str], paths: list[str]) -> None:
+    """Refuse the folder of train/ and val/, whose names would be taken for two classes.
+
+    Raises:
+        RunError: naming what to give instead.
+    """
+    nested = all(path.count("/") > 1 for path in paths)
+    if PART_NAMES.issuperset(map(str.lower, classes)) and (nested or len(classes) > 1):
+        raise RunError(
+            f"{root}: {' and '.join(classes)} are no classes but parts of a data set; name one of them, such as "
+            f"{root}/{next((name for name in classes if name.lower() in TRAIN_NAMES), classes[0])}"
+        )
 
 
 def is_visible_folder(entry: os.DirEntry) -> bool:

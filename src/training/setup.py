@@ -13,7 +13,7 @@ from mindspore import amp
 from src.common.cli import RunError, UsageError
 from src.config import Config
 from src.data.batches import Loading, Sharding
-from src.data.image_folder import read_image_folder
+from src.data.image_folder import read_held_out, read_training_folder
 from src.data.listing import ImageFolder
 from src.data.training_batches import Sampling, Steps
 from src.dataset import create_dataset, create_training_stream
@@ -88,8 +88,8 @@ def resolve_run(config: Config) -> Run:
         RunError: if images or a checkpoint cannot be read.
     """
     device = prepare_device(config.device_target, config.device_id, config.run_distribute)
-    folder = read_image_folder(config.dataset_path)
-    held_out = read_held_out(config, folder)
+    folder = read_training_folder(config.dataset_path)
+    held_out = read_held_out(config.eval_dataset_path or None, folder)
     run_folder = os.path.join(config.save_checkpoint_path, f"model_{0 if device.rank_size > 1 else device.rank}")
     resumed = find_resume(config.resume, run_folder) if config.resume else None
     if config.recipe == "finetune" and not config.pretrained:
@@ -120,14 +120,6 @@ def resolve_run(config: Config) -> Run:
     )
 
 
-def read_held_out(config: Config, folder: ImageFolder) -> ImageFolder | None:
-    """The images to evaluate on, which must have the same classes; None without any."""
-    if not config.eval_dataset_path:
-        return None
-    held_out = read_image_folder(config.eval_dataset_path)
-    if held_out.classes != folder.classes:
-        raise UsageError(f"{held_out.root} has other class folders than {folder.root}")
-    return held_out
 
 
 def create_model(run: Run) -> EfficientNet:

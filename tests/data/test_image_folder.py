@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.common.cli import RunError
-from src.data.image_folder import read_image_folder
+from src.common.cli import RunError, UsageError
+from src.data.image_folder import read_evaluation_folder, read_image_folder, read_training_folder
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -113,7 +113,7 @@ class TestRefused:
         ("names", "sentence"),
         [
             ((), "there are no class folders"),
-            (("1.jpg", "2.jpg"), "there are no class folders"),
+            (("1.jpg", "2.jpg"), "there are 2 images and no class folders in it; put the images of each class into"),
             ((".hidden/1.jpg",), "there are no class folders"),
             (("a/notes.txt", "b/.1.jpg"), "its 2 class folders hold no image"),
         ],
@@ -129,7 +129,7 @@ class TestRefused:
 
     def test_a_file(self, tmp_path):
         make(tmp_path, "a.jpg")
-        with pytest.raises(RunError, match="not a folder of class folders"):
+        with pytest.raises(RunError, match=r"not a folder of class folders or a list \(.csv or .tsv\)"):
             read_image_folder(str(tmp_path / "a.jpg"))
 
     def test_a_folder_that_may_not_be_read(self, tmp_path, monkeypatch):
@@ -144,6 +144,53 @@ class TestRefused:
         monkeypatch.setattr(os, "scandir", refuse)
         with pytest.raises(RunError, match=r"b: permission was denied"):
             read_image_folder(root)
+
+    @pytest.mark.parametrize("names", [("train", "val"), ("Training", "Validation", "test"), ("train",)])
+    def test_the_folder_of_train_and_val(self, tmp_path, names):
+        root = make(tmp_path, *(f"{name}/{label}/1.jpg" for name in names for label in "ab"))
+        sentence = f"are no classes but parts of a data set; name one of them, such as .*/{names[0]}$"
+        with pytest.raises(RunError, match=sentence):
+            read_image_folder(root)
+
+    def test_train_and_val_with_images_only(self, tmp_path):
+        with pytest.raises(RunError, match="train and val are no classes but parts of a data set"):
+            read_image_folder(make(tmp_path, "train/1.jpg", "val/1.jpg"))
+
+    def test_a_class_may_be_called_train(self, tmp_path):
+        assert read_image_folder(make(tmp_path, "train/1.jpg", "bus/1.jpg")).classes == ["bus", "train"]
+        assert read_image_folder(make(tmp_path / "other", "train/1.jpg")).classes == ["train"]
+
+    def test_one_class_to_train_on(self, tmp_path):
+        root = make(tmp_path, "cat/1.jpg", "cat/2.jpg")
+        (tmp_path / "dog").mkdir()
+        with pytest.raises(UsageError, match="there is one class only, 'cat', and .*; add a second one"):
+            read_training_folder(root)
+        assert len(read_evaluation_folder(root)) == 2
+
+    def test_a_folder_above_the_class_folders(self, tmp_path):
+        root = make(tmp_path, "pets/cat/1.jpg", "pets/dog/2.jpg")
+        with pytest.raises(UsageError, match=f"one class only, 'pets', .* {root}/pets"):
+            read_training_folder(root)
+
+
+class TestRemarks:
+    def test_what_is_odd_is_said_of_images_to_train_on(self, tmp_path, capsys):
+        names = ("a/1.jpg", "a/2.jpg", "b/1.jpg", "c/1.jpg", "z/1.jpg", "stray.jpg", "other.PNG", "notes.txt")
+        root = make(tmp_path, *names)
+        for name in "defg":
+            (tmp_path / name).mkdir()
+        read_training_folder(root)
+        assert capsys.readouterr().err.splitlines() == [
+            f"warning: {root}: 2 images lie beside the class folders and are passed over",
+            f"warning: {root}: 4 of its 8 classes have no image, and keep their numbers: 'd', 'e', 'f' and 1 more",
+            f"warning: {root}: 3 of its 8 classes have one image only: 'b', 'c', 'z'",
+        ]
+
+    def test_in_an_evaluation_a_class_may_be_empty(self, tmp_path, capsys):
+        root = make(tmp_path, "a/1.jpg")
+        (tmp_path / "b").mkdir()
+        read_evaluation_folder(root)
+        assert capsys.readouterr().err == ""
 
 
 class TestScan:
