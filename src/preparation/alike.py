@@ -8,6 +8,7 @@ hash), of which at most MAX_BITS may differ, and its colours at 8 x 8 points, wh
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import PurePath
@@ -19,6 +20,7 @@ from PIL import Image
 from src.common.machine import count_cores
 from src.common.parallel import map_in_order
 from src.data.listing import ImageFolder, read_encoded
+from src.images.augment import choose_reduction
 from src.images.bad_images import ImageError
 from src.images.decode import decode
 
@@ -74,6 +76,8 @@ def group_alike(folder: ImageFolder, on_images: Callable = lambda count: None) -
 def take_fingerprints(folder: ImageFolder, on_images: Callable) -> Fingerprints:
     """Read every image and look at it, in threads."""
 
+    reduce = functools.partial(choose_reduction, side=DECODED_SIDE)
+
     def look(index: int) -> tuple[bytes, np.ndarray | None, np.ndarray | None]:
         try:
             data = read_encoded(folder, index)
@@ -81,7 +85,7 @@ def take_fingerprints(folder: ImageFolder, on_images: Callable) -> Fingerprints:
             return b"", None, None
         digest = hashlib.blake2b(data, digest_size=16).digest()
         try:
-            return (digest, *describe_picture(decode(data, "", reduce_to_fingerprint)[1]))
+            return (digest, *describe_picture(decode(data, "", reduce)[1]))
         except ImageError:
             return digest, None, None
 
@@ -98,11 +102,6 @@ def take_fingerprints(folder: ImageFolder, on_images: Callable) -> Fingerprints:
             prints.hashes[index], prints.colours[index], prints.decoded[index] = brighter, colours, True
         on_images(1)
     return prints
-
-
-def reduce_to_fingerprint(width: int, height: int) -> int:
-    """By how much a JPEG's size is divided while it is decoded."""
-    return next((factor for factor in (8, 4, 2) if min(width, height) // factor >= DECODED_SIDE), 1)
 
 
 def describe_picture(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
