@@ -16,6 +16,7 @@ from src.config import Config, add_config_flag, add_parameters, take_parameters
 from src.images.bad_images import BadImages
 from src.launch.modelarts import copied_folders
 from src.Monitor import Monitor
+from src.preparation.split import Split, write_split
 from src.training.history import History
 from src.training.loop import LoopSettings, TrainingLoop, choose_sink_size
 from src.training.report import describe_run, report_complete, report_end
@@ -35,8 +36,9 @@ def parse_arguments(argv=None) -> Config:
     if config.dataset_path is None and not config.run_modelarts:
         raise UsageError("--dataset_path is needed: a folder of class folders, or a list (.csv, .tsv)")
     for name in ("early_stop", "eval_interval"):
-        if name in config.given and not config.eval_dataset_path:
-            raise UsageError(f"--{name} needs --eval_dataset_path: without an evaluation there is no best score")
+        if name in config.given and not (config.eval_dataset_path or config.val_share or config.recipe == "finetune"):
+            sentence = "without an evaluation there is no best score"
+            raise UsageError(f"--{name} needs --eval_dataset_path or --val_share: {sentence}")
     if config.resume not in (None, "auto") and config.pretrained:
         raise UsageError("--resume and --pretrained contradict each other: a resumed run has its weights")
     if config.freeze and not (config.pretrained or config.resume or config.recipe == "finetune"):
@@ -67,6 +69,8 @@ def train_and_evaluate(config: Config) -> int:
             held.enter_context(locked_run_folder(run.run_folder, run.resumed))
             with atomic_write(os.path.join(run.run_folder, "config.json"), "w") as file:
                 file.write(run.config.to_json())
+            if run.config.val_share:
+                write_split(Split(run.folder, run.held_out), run.run_folder)
         stop = held.enter_context(StopRequest())
         loop = create_loop(run, step_cell, progress, stop)
         run_steps(run, loop)

@@ -19,7 +19,7 @@ from src.data.mindrecord import MindRecordFolder, check_images
 def main(argv=None) -> None:
     """Convert, or check what was converted."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("dataset_path", help="folder of class folders; with --check the MindRecord")
+    parser.add_argument("dataset_path", help="folder of class folders, or a list; with --check the MindRecord")
     parser.add_argument("out", nargs="?", help="folder for the shards")
     parser.add_argument("--shards", type=positive_int, help="how many; of about 1 GB each when left out")
     parser.add_argument("--check", action="store_true", help="read a MindRecord and compare every image's checksum")
@@ -29,7 +29,7 @@ def main(argv=None) -> None:
     folder = read_image_folder(arguments.dataset_path)
     packed = isinstance(folder, MindRecordFolder)
     if packed != arguments.check:
-        what = "already a MindRecord" if packed else "a folder of class folders, not a MindRecord"
+        what = "already a MindRecord" if packed else "a folder of class folders or a list, not a MindRecord"
         raise UsageError(f"{arguments.dataset_path} is {what}")
     with tqdm(total=len(folder), unit="image", disable=None) as bar:
         if arguments.check:

@@ -68,6 +68,7 @@ GROUPS = {
     "paths and device": (
         path("dataset_path", None, str, "class folders, a list or a MindRecord to train on", by_launcher=DATA_DIR),
         path("eval_dataset_path", None, str, "the same to evaluate on while training"),
+        fixed("val_share", 0.0, number(float, 0, 0.5), "share of each class that is held out for that; 0 is none"),
         free("device_target", None, choice("Ascend", "GPU", "CPU"), "device; an NPU if there is one, else the CPU"),
         free("device_id", None, non_negative_int, "number of the device; else DEVICE_ID or 0", by_launcher=OWN_DEVICE),
         free("kernels", True, boolean, "on a CPU: compute with kernels that are compiled on first use"),

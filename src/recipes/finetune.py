@@ -20,6 +20,7 @@ from src.models.family import VARIANTS
 from src.models.table import count_activations
 
 DEFAULT_WEIGHTS = "lite0"
+VAL_SHARE = 0.2
 MEASURED_IMAGES = 100
 """Of so many images the size is looked at."""
 
@@ -40,6 +41,14 @@ class Choice(NamedTuple):
     name: str
     value: Any
     reason: str
+
+
+def choose_start(config: Config, has_held_out: bool) -> dict[str, Any]:
+    """What comes before the images are looked at: the weights to start from, and what is held out; by name."""
+    values = {} if config.pretrained else {"pretrained": DEFAULT_WEIGHTS}
+    if not has_held_out and "val_share" not in config.given:
+        values["val_share"] = VAL_SHARE
+    return values
 
 
 def choose_settings(config: Config, folder: ImageFolder, device_target: str, ranks: int) -> list[Choice]:

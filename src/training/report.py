@@ -9,6 +9,7 @@ from src.models.effnet import EfficientNet
 from src.models.family import VARIANTS
 from src.models.table import count_multiply_adds
 from src.Monitor import format_seconds
+from src.preparation.split import LISTS
 from src.training.loop import TrainingLoop
 from src.training.schedule import Progress
 from src.training.setup import Run
@@ -33,6 +34,8 @@ def describe_run(run: Run, network: EfficientNet, progress: Progress) -> None:
         f"{config.image_size} pixels"
     )
     print(f"data: {len(folder)} images in {len(folder.classes)} classes in {folder.root}, {describe_engine()}")
+    if config.val_share:
+        print(f"held out: {len(run.held_out)} images to evaluate on, listed in {run.run_folder}/{LISTS['val']}")
     for choice in run.choices:
         print(f"chosen: --{choice.name} {choice.value} ({choice.reason})")
     print(

@@ -25,7 +25,8 @@ from src.kernels import Kernels
 from src.loss import CrossEntropySmooth
 from src.models.effnet import EfficientNet
 from src.parameters import PARAMETERS
-from src.recipes.finetune import DEFAULT_WEIGHTS, Choice
+from src.preparation.split import read_split, split_by_class
+from src.recipes.finetune import Choice, choose_start
 from src.runtime.collective import count_ranks, find_disagreement, take_from_rank_0
 from src.runtime.device import Device, prepare_device
 from src.training.configuration import check_sync_bn, complete_config, describe_model
@@ -92,8 +93,12 @@ def resolve_run(config: Config) -> Run:
     held_out = read_held_out(config.eval_dataset_path or None, folder)
     run_folder = os.path.join(config.save_checkpoint_path, f"model_{0 if device.rank_size > 1 else device.rank}")
     resumed = find_resume(config.resume, run_folder) if config.resume else None
-    if config.recipe == "finetune" and not config.pretrained:
-        config = config.replace(pretrained=DEFAULT_WEIGHTS)
+    if config.recipe == "finetune":
+        config = config.replace(**choose_start(config, held_out is not None))
+    if held_out is None:
+        folder, held_out = hold_out(config, folder, resumed, run_folder)
+    elif config.val_share:
+        raise UsageError(f"--val_share {config.val_share:g} holds out images, but those to evaluate on are given")
     pretrained = read_pretrained(config.pretrained) if config.pretrained and not resumed else None
     choices: list[Choice] = []
     if resumed:
@@ -120,6 +125,24 @@ def resolve_run(config: Config) -> Run:
     )
 
 
+def hold_out(
+    config: Config, folder: ImageFolder, resumed: Checkpoint | None, run_folder: str
+) -> tuple[ImageFolder, ImageFolder | None]:
+    """Divide the images as --val_share says; a resumed run divides them as before.
+
+    Returns:
+        The images to train on, and those to evaluate on or None.
+    """
+    if resumed:
+        share = resumed.state.get("config", {}).get("val_share", 0)
+    else:
+        share = config.val_share
+    if not share:
+        return folder, None
+    split = (read_split(folder, run_folder) if resumed else None) or split_by_class(folder, share)
+    for remark in split.remarks:
+        print(f"note: {remark}", flush=True)
+    return split.train, split.val
 
 
 def create_model(run: Run) -> EfficientNet:

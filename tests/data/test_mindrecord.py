@@ -287,7 +287,7 @@ class TestWrongUse:
             (["{root}", "{tmp}/out", "--check"], 2, "name a folder and one for the shards"),
             (["{root}", "{root}/out"], 2, "whose class folders it would be among"),
             (["{packed}", "{tmp}/out"], 2, "is already a MindRecord"),
-            (["{root}", "--check"], 2, "is a folder of class folders, not a MindRecord"),
+            (["{root}", "--check"], 2, "is a folder of class folders or a list, not a MindRecord"),
             (["{tmp}/missing", "{tmp}/out"], 1, "there is no such folder"),
             (["{root}", "{tmp}/out", "--shards", "0"], 2, "at least 1"),
             (["{root}", "/proc/out"], 1, "/proc/out: "),

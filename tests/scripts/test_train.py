@@ -315,7 +315,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("name", ["early_stop", "eval_interval"])
     def test_a_best_score_without_an_evaluation_set(self, capsys, few_images, name):
-        sentence = f"--{name} needs --eval_dataset_path: .*"
+        sentence = f"--{name} needs --eval_dataset_path or --val_share: .*"
         self.refuse(capsys, 2, sentence, dataset_path=few_images / "train", **{name: 2})
 
     def test_contradictory_recipe_and_flags(self, capsys, few_images):
@@ -583,3 +583,27 @@ def test_too_many_bad_images_end_the_run_with_one_sentence(few_images, tmp_path)
 
 def test_flags_of_the_tests_are_parameters():
     assert FLAGS.keys() <= Config().as_dict().keys()
+
+
+class TestHoldingOut:
+    def test_val_share_holds_out_the_same_images_again_after_a_stop_and_keeps_the_lists(self, few_images, tmp_path):
+        """The lists are data sets of their own, as any program takes them."""
+        flags = {"save_checkpoint_steps": None, "use_ema": None, "epoch_size": 1}
+        code, out, err = run(tmp_path, few_images / "train", **flags, val_share=0.25)
+        assert (code, err) == (0, ""), err
+        folder = tmp_path / "checkpoint" / "model_0"
+        train, val = (read_image_folder(str(folder / f"{part}.tsv")) for part in ("train", "val"))
+        everything = read_image_folder(str(few_images / "train"))
+        assert len(train) + len(val) == len(everything) and len(val) == 4
+        assert not {os.path.realpath(train.full_path(i)) for i in range(len(train))} & {
+            os.path.realpath(val.full_path(i)) for i in range(len(val))
+        }
+        assert f"held out: {len(val)} images to evaluate on, listed in ./checkpoint/model_0/val.tsv" in out
+        code, again, err = run(tmp_path, few_images / "train", **{**flags, "epoch_size": 2}, resume="auto")
+        assert (code, err) == (0, ""), err
+        assert f"held out: {len(val)} images" in again
+
+    def test_given_images_and_a_share_contradict_each_other(self, few_images, tmp_path):
+        flags = {"eval_dataset_path": few_images / "val", "val_share": 0.2}
+        code, out, err = run(tmp_path, few_images / "train", **flags)
+        assert code == 2 and "--val_share 0.2 holds out images, but those to evaluate on are given" in err
