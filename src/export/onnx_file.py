@@ -15,7 +15,7 @@ from src.common.files import file_sha256
 from src.common.machine import count_cores
 from src.export.onnx_graph import build_model
 from src.export.plan import ExportPlan, Run
-from src.export.quantisation import cpu_needs_reduced_range, quantise
+from src.export.quantisation import cpu_needs_reduced_range, quantise_best
 from src.export.verification import read_pixels
 from src.inference.session import LOGITS, create_session, run_session
 from src.models.family import VARIANTS
@@ -59,7 +59,8 @@ def write_onnx(
             f"images of {plan.calibration_path}"
         )
         images = plan.prepare_input(read_pixels(calibration, plan.info.preprocess))
-        model = quantise(model, images, reduce_range)
+        model, measured = quantise_best(model, images, reduce_range)
+        say(f"int8: {measured}")
     add_metadata(model, source, plan)
     onnx.save(model, path)
 
