@@ -131,7 +131,7 @@ def choose_batch(variant: str, size: int, images: int, device_target: str) -> tu
 
 def choose_frozen(images: int) -> tuple[int, str]:
     """How many parts stay as they are: the fewer images, the more."""
-    for parts, most in ((3, 5_000), (1, 50_000)):
+    for parts, most in ((4, 5_000), (2, 50_000)):
         if images <= most:
             return parts, f"{images:,} images; what the first layers see is the same in all photos, and it saves time"
     return 0, f"{images:,} images are enough to train everything"
