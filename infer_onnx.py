@@ -17,18 +17,17 @@ from src.common import cli
 from src.common.machine import count_cores
 from src.data.image_folder import fit_classes, read_evaluation_folder
 from src.data.image_list import find_images
+from src.evaluation.chance import FEWEST_FOR_TOP_5
 from src.evaluation.class_report import ClassTally, check_writable, draw_confusion, import_figure, write_report
 from src.evaluation.metrics import Score
 from src.images.bad_images import UnusableImages
 from src.images.preprocess import INTERPOLATIONS
 from src.inference.classification import BATCH_SIZES, choose_batch_size, classify, describe_decoder
 from src.inference.model import OnnxModel, open_model
-from src.inference.predictions import Table, as_json, display_names, error_as_json, top_classes
+from src.inference.predictions import TOP_K, tell_predictions
 from src.inference.progress import ProgressLine
 from src.inference.session import PROVIDERS
 from src.inference.settings import GivenSettings, read_class_names
-
-TOP_K = 5
 
 
 def parse_arguments(argv=None):
@@ -139,7 +138,8 @@ def evaluate_folder(arguments) -> None:
     progress.clear()
     if score.images == 0:
         raise cli.RunError(f"{folder.root}: none of its {len(folder)} images could be used")
-    tell_score(score, unusable, progress, batch_size, arguments.json)
+    shows_top_5 = len(folder.classes) >= FEWEST_FOR_TOP_5
+    tell_score(score, unusable, progress, batch_size, arguments.json, shows_top_5)
     if arguments.report:
         write_report(arguments.report, tally, folder.classes)
         say(f"classes: {arguments.report}")
@@ -149,8 +149,15 @@ def evaluate_folder(arguments) -> None:
     unusable.check()
 
 
-def tell_score(score: Score, unusable: UnusableImages, progress: ProgressLine, batch_size: int, as_json: bool) -> None:
-    """Print the score, all its digits first."""
+def tell_score(
+    score: Score,
+    unusable: UnusableImages,
+    progress: ProgressLine,
+    batch_size: int,
+    as_json: bool,
+    shows_top_5: bool = True,
+) -> None:
+    """Print the score: all its digits for programs, then, with top-5 where that says something, in words."""
     result = {"top_1": score.top_1_accuracy, "top_5": score.top_5_accuracy, "loss": score.loss, "images": score.images}
     if as_json:
         speed = {"seconds": progress.seconds, "images_per_second": progress.rate, "batch_size": batch_size}
@@ -158,8 +165,9 @@ def tell_score(score: Score, unusable: UnusableImages, progress: ProgressLine, b
         return
     top_1, top_5, loss = (np.format_float_positional(result[name], trim="0") for name in ("top_1", "top_5", "loss"))
     print(f"result: top-1: {top_1}, top-5: {top_5}, loss: {loss}, images: {score.images}")
+    within_five = f" and {100 * score.top_5_accuracy:.2f}% within five" if shows_top_5 else ""
     print(
-        f"{100 * score.top_1_accuracy:.2f}% right at once and {100 * score.top_5_accuracy:.2f}% within five, "
+        f"{100 * score.top_1_accuracy:.2f}% right at once{within_five}, "
         f"{len(unusable)} unusable; {progress.seconds:.1f} s, {progress.rate:.1f} images/s in batches of {batch_size}",
         flush=True,
     )
@@ -169,23 +177,11 @@ def predict(arguments) -> None:
     """The most probable classes of single images, each printed as soon as it is known."""
     images = find_images(arguments.image)
     model, batch_size, threads = prepare(arguments, len(images))
-    names = display_names(model.info)
-    table = Table(images.paths, names)
     unusable = UnusableImages(len(images), arguments.skip_bad_images)
     if not arguments.json:
-        print(f"model: {model.describe()}; {model.target}, {threads} threads\n\n{table.head()}", flush=True)
-    for batch in classify(model, images, batch_size, threads):
-        logits = dict(zip(batch.indices, batch.logits))
-        for index in sorted([*logits, *batch.errors]):
-            path = images.full_path(index)
-            if index in batch.errors:
-                unusable.add(batch.errors[index])
-                lines = [error_as_json(path, str(batch.errors[index]))] if arguments.json else []
-            else:
-                classes = top_classes(logits[index], arguments.top_k or TOP_K)
-                lines = [as_json(path, classes, model.info)] if arguments.json else table.lines(path, classes)
-            for line in lines:
-                print(line, flush=True)
+        print(f"model: {model.describe()}; {model.target}, {threads} threads", flush=True)
+    batches = classify(model, images, batch_size, threads)
+    tell_predictions(images, batches, model.info, unusable, arguments.top_k, arguments.json)
     unusable.check()
 
 

@@ -8,7 +8,6 @@ keep the device fed.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -21,6 +20,7 @@ from src.images.decode import open_image
 from src.images.engine import describe_engine, find_engine
 from src.images.preprocess import Preprocess, crop_encoded, crop_for_evaluation
 from src.inference.model import OnnxModel
+from src.inference.predictions import ClassifiedBatch
 
 BATCH_SIZES = {"CPU": 1, "GPU": 32, "Ascend": 32}
 """Images a batch where neither the user nor the file prescribes it. On a CPU larger ones leave the cache."""
@@ -28,21 +28,6 @@ MANY_IMAGES = 100
 """From so many on the compiled engine decodes; to compile it on its first use takes longer than a few images."""
 AHEAD = 4
 """Batches for each thread that may be finished or waiting before the first of them is asked for; only logits wait."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassifiedBatch:
-    """What came out of some images in a row.
-
-    Attributes:
-        indices: numbers of the images that could be used.
-        logits: float32 of shape (len(indices), classes).
-        errors: numbers of the others, with the sentence on each.
-    """
-
-    indices: list[int]
-    logits: np.ndarray
-    errors: dict[int, ImageError]
 
 
 def choose_batch_size(model: OnnxModel, batch_size: int | None) -> int:

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from src.common.cli import printable
+from src.data.image_list import ImageList
 from src.data.imagenet import read_classes
+from src.images.bad_images import ImageError, UnusableImages
 from src.weights.model_info import ModelInfo
 
+TOP_K = 5
+"""Classes told of each image where the user does not say how many."""
 WIDEST_NAME = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifiedBatch:
+    """What came out of some images in a row.
+
+    Attributes:
+        indices: numbers of the images that could be used.
+        logits: float32 of shape (len(indices), classes).
+        errors: numbers of the others, with the sentence on each.
+    """
+
+    indices: list[int]
+    logits: np.ndarray
+    errors: dict[int, ImageError]
 
 
 def top_classes(logits: np.ndarray, k: int) -> list[tuple[int, float]]:
@@ -77,3 +97,38 @@ def as_json(path: str, classes: Sequence[tuple[int, float]], info: ModelInfo) ->
 def error_as_json(path: str, sentence: str) -> str:
     """One line of JSON for an image that could not be used."""
     return json.dumps({"image": path, "error": sentence})
+
+
+def tell_predictions(
+    images: ImageList,
+    batches: Iterable[ClassifiedBatch],
+    info: ModelInfo,
+    unusable: UnusableImages,
+    top_k: int | None,
+    as_lines_of_json: bool,
+) -> None:
+    """Print the most probable classes of each image, as soon as they are known.
+
+    Args:
+        images: what was asked about.
+        batches: what came out of them, in order.
+        info: of the network.
+        unusable: counts the images without an answer, and names them.
+        top_k: classes told of each; None is TOP_K.
+        as_lines_of_json: one line of JSON for each image instead of a table.
+    """
+    table = Table(images.paths, display_names(info))
+    if not as_lines_of_json:
+        print(f"\n{table.head()}", flush=True)
+    for batch in batches:
+        logits = dict(zip(batch.indices, batch.logits))
+        for index in sorted([*logits, *batch.errors]):
+            path = images.full_path(index)
+            if index in batch.errors:
+                unusable.add(batch.errors[index])
+                lines = [error_as_json(path, str(batch.errors[index]))] if as_lines_of_json else []
+            else:
+                classes = top_classes(logits[index], top_k or TOP_K)
+                lines = [as_json(path, classes, info)] if as_lines_of_json else table.lines(path, classes)
+            for line in lines:
+                print(line, flush=True)

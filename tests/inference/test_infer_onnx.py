@@ -1,6 +1,7 @@
 """infer_onnx.py against hand calculations and timm, and against what goes wrong."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -192,6 +193,22 @@ class TestEvaluation:
         assert parse_onnx_result(out) == (exact["top_1"], exact["top_5"])
         line = f"result: top-1: {exact['top_1']!r}, top-5: {exact['top_5']!r}, loss: {exact['loss']!r}, images: 41\n"
         assert line in out
+
+    def test_top_5_of_fewer_than_six_classes_is_left_out_in_words(self, capsys):
+        score = infer_onnx.Score(images=8, top_1=4, top_5=8)
+        for shown in (True, False):
+            infer_onnx.tell_score(score, [], infer_onnx.ProgressLine(8), 1, False, shown)
+            line = capsys.readouterr().out.splitlines()[1]
+            assert line.startswith(
+                "50.00% right at once and 100.00% within five, " if shown else "50.00% right at once, "
+            )
+
+    @pytest.mark.parametrize(("classes", "told"), [(CLASSES, True), (CLASSES[:5], False)])
+    def test_so_does_the_program(self, tmp_path, run, classes, told):
+        fill(tmp_path / "data", dict.fromkeys(classes, 1))
+        names = tuple(sorted(classes))
+        write_model(tmp_path / "model.onnx", dataclasses.replace(INFO, num_classes=len(names), class_names=names))
+        assert ("within five" in run(tmp_path, "--dataset_path", "data")[1]) == told
 
     def test_a_very_small_accuracy_is_printed_without_an_exponent(self, capsys):
         score = infer_onnx.Score(images=50000, top_1=1, top_5=3)

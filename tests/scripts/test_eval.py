@@ -1,6 +1,8 @@
 """eval.py: the model card's line, every image counted, and what users do wrong."""
 
 import ast
+import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 from PIL import Image
 
 import eval as script
+import export
+import infer_onnx
 from benchmarks import peers
 from src.common.cli import run_cli
 from src.evaluation.metrics import Score
@@ -150,6 +154,51 @@ def test_a_published_checkpoint_of_the_model_zoo(capsys, tmp_path):
     assert result_of(out)[0]["Top_1_Acc"] == expected.top_1_accuracy
 
 
+class TestSingleImages:
+    """`--image`: the same answers as timm's network, told as infer_onnx.py tells them."""
+
+    def test_the_probabilities_are_timms(self, capsys, val, checkpoint, peer):
+        paths = [val / "2" / sorted(os.listdir(val / "2"))[0], *sorted((val / "0").iterdir())[:2]]
+        flags = ("--checkpoint_path", checkpoint, "--use_ema", "False", "--json", "--image", *paths)
+        code, out, err = run(capsys, *flags)
+        assert (code, err) == (0, "")
+        rows = [json.loads(line) for line in out.splitlines()]
+        assert [row["image"] for row in rows] == list(map(str, paths))
+        images = np.stack([load_image(str(path), Preprocess.for_image_size(SIZE)) for path in paths])
+        expected = peers.torch.from_numpy(peer_networks.logits_of(peer, images)).softmax(1).numpy()
+        for row, probabilities in zip(rows, expected):
+            assert [found["label"] for found in row["classes"]] == np.argsort(-probabilities).tolist()
+            told = [found["probability"] for found in row["classes"]]
+            np.testing.assert_allclose(told, np.sort(probabilities)[::-1], atol=1e-4)
+            assert [found["class"] for found in row["classes"]] == [str(found["label"]) for found in row["classes"]]
+
+    def test_the_table_is_that_of_the_exported_file(self, capsys, val, checkpoint, tmp_path):
+        onnx = tmp_path / "b0.onnx"
+        source = ("--checkpoint_path", checkpoint, "--use_ema", "False")
+        flags = [*source, "--file_name", onnx, "--file_format", "ONNX"]
+        assert run_cli(export.main, [str(flag) for flag in flags]) == 0
+        asked = ("--top_k", "2", "--image", str(val / "1"))
+        capsys.readouterr()
+        assert run_cli(infer_onnx.main, ["--onnx_path", str(onnx), *asked]) == 0
+        theirs = capsys.readouterr().out.splitlines()
+        code, out, _ = run(capsys, *source, *asked)
+        ours = out.splitlines()
+        assert code == 0 and ours[0] == "device: CPU; raw weights"
+        assert len(ours) == 3 + 7 * 2 and ours[1:3] == theirs[1:3]
+        assert [line.split()[:-1] for line in ours[3:]] == [line.split()[:-1] for line in theirs[3:]]
+
+    def test_a_broken_one_is_named_and_the_others_are_told(self, capsys, val, checkpoint, tmp_path):
+        (tmp_path / "broken.jpg").write_bytes(b"no image")
+        good = sorted((val / "0").iterdir())[0]
+        flags = ("--checkpoint_path", checkpoint, "--json", "--image", tmp_path / "broken.jpg", good)
+        code, out, err = run(capsys, *flags)
+        first, second = map(json.loads, out.splitlines())
+        assert code == 1 and "it is not an image that can be decoded" in first["error"]
+        assert second["classes"][0]["label"] == 0
+        assert err.splitlines()[-1] == "error: 1 of 2 images could not be used; each is named above"
+        assert run(capsys, *flags, "--skip_bad_images")[0] == 0
+
+
 class TestWrongUse:
     @pytest.mark.parametrize(
         ("flags", "code", "sentence"),
@@ -169,7 +218,11 @@ class TestWrongUse:
         assert err.startswith(f"error: {sentence.format(checkpoint=checkpoint)}") and err.count("\n") == 1
 
     def test_left_out(self, capsys, val, checkpoint):
-        assert run(capsys, "--checkpoint_path", checkpoint)[2].startswith("error: --dataset_path is needed")
+        both = "error: give one of --dataset_path, a folder of class folders, and --image, single images\n"
+        assert run(capsys, "--checkpoint_path", checkpoint)[2] == both
+        assert run(capsys, "--checkpoint_path", checkpoint, "--dataset_path", val, "--image", "a.jpg")[2] == both
+        err = run(capsys, "--checkpoint_path", checkpoint, "--dataset_path", val, "--top_k", 3)[2]
+        assert err == "error: --top_k goes with --image only\n"
         assert "--checkpoint_path" in run(capsys, "--dataset_path", val)[2]
 
     @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
