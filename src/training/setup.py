@@ -105,6 +105,9 @@ def resolve_run(config: Config) -> Run:
         config = merge_resumed(config, resumed, device.rank_size)
     else:
         config, choices = complete_config(config, device, folder, pretrained)
+    # Found on this machine; config.json says so. The number of the device is left to DEVICE_ID, which each rank has.
+    threads = Loading(num_workers=config.num_workers).choose_threads(device.rank_size)
+    config = config.replace(device_target=device.target, num_workers=threads)
     info = describe_model(config, folder, resumed or pretrained)
     if resumed:
         check_class_names(resumed, info)

@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import peers
 from benchmarks.peers import timm, torch
 from scripts import quickstart
-from src.images.preprocess import load_image
-from src.weights.checkpoint import read_checkpoint
-from tests.support.peer_networks import logits_of
+from src.data.image_folder import read_image_folder
+from src.evaluation.metrics import Score
+from src.images.preprocess import Preprocess, load_image
+from src.weights.checkpoint import read_checkpoint, write_checkpoint
+from src.weights.model_info import ModelInfo
+from src.weights.names import to_ours
+from tests.support.peer_networks import logits_of, tensors
+from tests.support.training_runs import copy_images
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +63,30 @@ def test_the_drawing_shows_both_photos(named):
         assert picture.format == "PNG"
         colours = picture.convert("RGB").getcolors(maxcolors=2**24)
     assert len(colours) > 10_000, "photos, not only bars and text"
+
+
+def test_the_mindir_row_of_the_table_holds_what_timm_gets_with_the_same_weights(tmp_path, digits, capsys):
+    classes, preprocess = tuple("01234567"), Preprocess.for_image_size(32)
+    copy_images(digits, tmp_path / "images", classes, 0, 3)
+    folder = read_image_folder(str(tmp_path / "images" / "val"))
+    images = np.stack([load_image(folder.full_path(index), preprocess) for index in range(len(folder))])
+    peer = peers.randomise(peers.create_peer("timm_tf", "b0", num_classes=8), images)
+    info = ModelInfo("b0", 8, classes, "same", 1e-3, preprocess)
+    write_checkpoint(str(tmp_path / "b0.ckpt"), to_ours(tensors(peer), "timm").weights, info)
+    stages = quickstart.Stages()
+    file = str(tmp_path / "b0.mindir")
+    flags = ("--checkpoint_path", str(tmp_path / "b0.ckpt"), "--file_name", file, "--file_format", "MINDIR")
+    stages.run("export MINDIR", "export.py", *flags)
+    result = quickstart.run_mindir(stages, file, folder.root)
+    expected = Score()
+    expected.add(logits_of(peer, images), folder.labels)
+    assert result == (expected.top_1_accuracy, expected.top_5_accuracy)
+    capsys.readouterr()
+    quickstart.print_table(stages, [("MINDIR", result, file)])
+    lines = capsys.readouterr().out.splitlines()
+    shown = f"{100 * expected.top_1_accuracy:.2f}% | {100 * expected.top_5_accuracy:.2f}%"
+    assert f"| MINDIR | {shown} | {file} |" in lines
+    assert [line for line in lines if line.startswith("| run MINDIR | ")]
 
 
 def test_without_the_package_it_says_so_and_goes_on(monkeypatch, tmp_path, capsys):

@@ -118,6 +118,8 @@ class TestWhatARunLeaves:
             "lr_max": 0.003,
             "opt": "rmsprop",
             "dataset_path": str(few_images / "train"),
+            "device_target": "CPU",
+            "num_workers": Loading().choose_threads(1),
         }
         assert {name: values[name] for name in expected} == expected
         assert values.keys() == Config().as_dict().keys()
