@@ -215,11 +215,13 @@ def parse_onnx_result(text: str) -> tuple[float, float]:
 def run_mindir(stages: Stages, path: str, data: str) -> tuple[float, float]:
     """Top-1 and top-5 of a MINDIR file in MindSpore, on a labelled folder."""
     from src.export.mindir_file import open_mindir
+    from src.runtime.device import prepare_device
 
     print(f"\n== run MINDIR: {path} on {data}", flush=True)
     began = time.perf_counter()
     with open(info_path(path), encoding="utf-8") as file:
         info = ModelInfo.from_json(file.read(), path)
+    prepare_device()
     folder, score, run = read_image_folder(data), Score(), open_mindir(path, 1)
     for index, label in enumerate(folder.labels):
         score.add(run(load_image(folder.full_path(index), info.preprocess)[None]), [label])

@@ -72,6 +72,7 @@ def add_metadata(model: ModelProto, source: str, plan: ExportPlan) -> None:
         METADATA_KEY: info.to_json(),
         "variant": info.variant,
         "preprocessing": json.dumps(info.preprocess.to_dict()),
+        **describe_preprocessing(plan),
         "precision": plan.precision,
         "weights": "averaged" if plan.averaged else "raw",
         "source": os.path.basename(source),
@@ -83,6 +84,27 @@ def add_metadata(model: ModelProto, source: str, plan: ExportPlan) -> None:
     model.producer_name = PRODUCER
     model.doc_string = f"{VARIANTS[info.variant].title}: {plan.describe()}"
     helper.set_model_props(model, entries)
+
+
+def describe_preprocessing(plan: ExportPlan) -> dict[str, str]:
+    """What leads from an image to the file's input, as formulas."""
+    settings = plan.info.preprocess
+    if plan.include_preprocessing:
+        pixels = "the crop's pixels of 0 to 255; the file normalises them itself"
+    else:
+        mean, std = list(settings.mean), list(settings.std)
+        pixels = f"(pixel - mean) / std, pixels of 0 to 255, mean {mean} and std {std} in the same units"
+    return {
+        "input": f"{plan.describe().partition(', output')[0]}; channels in the order R, G, B; {pixels}",
+        "resize": (
+            f"the shorter side to {settings.resize} pixels, the longer to floor(long / short * {settings.resize}), "
+            f"{settings.interpolation} as Pillow computes it, rows first"
+        ),
+        "crop": (
+            f"{settings.image_size} x {settings.image_size} pixels from left = floor((width - {settings.image_size}) / "
+            f"2), top = floor((height - {settings.image_size}) / 2)"
+        ),
+    }
 
 
 def open_onnx(path: str) -> Run:

@@ -220,6 +220,17 @@ class TestOnnx:
         assert ModelInfo.from_json(entries[METADATA_KEY], exported) == info
         assert json.loads(entries["class_names"]) == list(CLASSES)
         assert json.loads(entries["preprocessing"])["mean"] == [120.0, 115.5, 103.25]
+        resize, side = info.preprocess.resize, info.preprocess.image_size
+        assert entries["input"] == (
+            "input image float32 (N, 3, 64, 64); channels in the order R, G, B; (pixel - mean) / std, pixels of 0 to "
+            f"255, mean [120.0, 115.5, 103.25] and std {list(info.preprocess.std)} in the same units"
+        )
+        assert entries["resize"].startswith(
+            f"the shorter side to {resize} pixels, the longer to floor(long / short * {resize}), "
+        )
+        assert entries["crop"] == (
+            f"{side} x {side} pixels from left = floor((width - {side}) / 2), top = floor((height - {side}) / 2)"
+        )
         assert entries["source_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
         assert entries["variant"] == "b0" and entries["weights"] == "averaged" and entries["precision"] == "fp32"
         assert entries["licence"] == "Apache-2.0" and entries["source"] == "b0.ckpt"

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -404,6 +405,26 @@ class TestForeignFiles:
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-3)
         assert expected.max() > 3 * expected.mean()
         assert rows[0]["class"] == read_classes()[int(expected.argmax())][1]
+
+
+@pytest.mark.parametrize("size", [(177, 90), (61, 200), (64, 64)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_the_documents_lines_give_the_programs_probabilities(run, tmp_path, size, interpolation):
+    """They need ONNX Runtime, NumPy and Pillow, and nothing of ours."""
+    page = (ROOT / "docs" / "onnx_inference.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    imported = re.findall(r"^(?:import|from) (\w+)", lines, re.MULTILINE)
+    assert imported == ["json", "numpy", "onnxruntime", "PIL"]
+    info = small_info(CLASSES, interpolation=interpolation)
+    write_model(tmp_path / "b0.onnx", info)
+    (tmp_path / "cat.jpg").write_bytes(picture(*size))
+    done = subprocess.run([sys.executable, "-I", "-c", lines], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = [(name, float(share)) for name, share in (line.split() for line in done.stdout.splitlines())]
+    code, out, _ = run(tmp_path, "--image", "cat.jpg", "--json", model="b0.onnx")
+    classes = json.loads(out)["classes"]
+    assert [name for name, _ in told] == [found["class"] for found in classes] and len(told) == 5
+    np.testing.assert_allclose([share for _, share in told], [found["probability"] for found in classes], rtol=1e-5)
 
 
 class TestSingleImages:
