@@ -67,9 +67,7 @@ def check_modes(arguments, parameters: Config) -> None:
         UsageError: naming them.
     """
     if (parameters.dataset_path is None) == (arguments.image is None):
-        raise UsageError(
-            "give one of --dataset_path, a folder of class folders or a list (.csv, .tsv), and --image, single images"
-        )
+        raise UsageError("give either --dataset_path, class folders or a list (.csv, .tsv), or --image, single images")
     for flag in ("top_k", "json"):
         if getattr(arguments, flag) and not arguments.image:
             raise UsageError(f"--{flag} goes with --image only")

@@ -218,7 +218,7 @@ class TestWrongUse:
         assert err.startswith(f"error: {sentence.format(checkpoint=checkpoint)}") and err.count("\n") == 1
 
     def test_left_out(self, capsys, val, checkpoint):
-        both = "error: give one of --dataset_path, a folder of class folders or a list (.csv, .tsv), and --image, single images\n"
+        both = "error: give either --dataset_path, class folders or a list (.csv, .tsv), or --image, single images\n"
         assert run(capsys, "--checkpoint_path", checkpoint)[2] == both
         assert run(capsys, "--checkpoint_path", checkpoint, "--dataset_path", val, "--image", "a.jpg")[2] == both
         err = run(capsys, "--checkpoint_path", checkpoint, "--dataset_path", val, "--top_k", 3)[2]
