@@ -22,11 +22,13 @@ from src.data.image_list import ImageList, find_images
 from src.data.listing import read_encoded
 from src.dataset import create_dataset
 from src.evaluation.chance import warn_of_evaluation
-from src.evaluation.evaluate import evaluate
+from src.evaluation.evaluate import evaluate, network_head
 from src.images.bad_images import BadImages, ImageError, UnusableImages
 from src.images.decode import open_image
 from src.images.preprocess import crop_for_evaluation, normalise
 from src.inference.predictions import TOP_K, ClassifiedBatch, tell_predictions
+from src.mistakes.report import Report, Subject, add_report_flag
+from src.models.family import VARIANTS
 from src.runtime.device import Device, prepare_device
 from src.weights.checkpoint import Checkpoint, read_checkpoint
 from src.weights.model_info import ModelInfo
@@ -47,6 +49,7 @@ def parse_arguments(argv=None):
     add_averaged_flag(parser)
     bad = "leave out images that cannot be decoded, instead of counting them as wrong"
     parser.add_argument("--skip_bad_images", action="store_true", help=bad)
+    add_report_flag(parser)
     single = parser.add_argument_group("single images, instead of --dataset_path")
     single.add_argument(
         "--image", nargs="+", help="files, folders, patterns such as 'a/*.jpg', or - for standard input"
@@ -71,6 +74,8 @@ def check_modes(arguments, parameters: Config) -> None:
     for flag in ("top_k", "json"):
         if getattr(arguments, flag) and not arguments.image:
             raise UsageError(f"--{flag} goes with --image only")
+    if arguments.report and arguments.image:
+        raise UsageError("--report goes with --dataset_path only")
 
 
 def check_flags(parameters: Config, checkpoint: Checkpoint) -> None:
@@ -96,11 +101,13 @@ def load_network(arguments, parameters: Config, device: Device, checkpoint: Chec
 
 
 def evaluate_checkpoint(arguments, parameters: Config, device: Device, checkpoint: Checkpoint) -> None:
-    """Evaluate on a labelled folder and print the model card's line."""
+    """Evaluate on a labelled folder, print the model card's line, write the report."""
     info = checkpoint.info
     folder = read_evaluation_folder(parameters.dataset_path)
     folder = fit_classes(folder, info.class_names, info.num_classes)
     info.check_folder(folder.classes, folder.root, checkpoint.path)
+    smoothing = parameters.label_smooth_factor if parameters.use_label_smooth else 0.0
+    report = Report(arguments.report, folder, smoothing) if arguments.report else None
     network, kind = load_network(arguments, parameters, device, checkpoint)
     batch_size = parameters.batch_size
     if device.target == "CPU" and "batch_size" not in parameters.given:
@@ -112,15 +119,20 @@ def evaluate_checkpoint(arguments, parameters: Config, device: Device, checkpoin
         f"device: {device.describe()}; {len(folder)} images in {len(folder.classes)} classes; {kind} weights",
         flush=True,
     )
-    smoothing = parameters.label_smooth_factor if parameters.use_label_smooth else 0.0
+    batches = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
     with tqdm(total=len(folder), unit="image", disable=None) as bar:
-        score = evaluate(network, dataset.create_tuple_iterator(num_epochs=1, output_numpy=True), smoothing, bar.update)
+        score = evaluate(network, batches, smoothing, bar.update, report.add if report else None)
     if len(bad):
         print(f"images that cannot be decoded: {len(bad)}, {'left out' if bad.skip else 'counted as wrong'}")
     warning = warn_of_evaluation(score.loss, info.num_classes)
     if warning:
         print(warning, file=sys.stderr)
     print(f"result: {score.as_result()} ckpt= {arguments.checkpoint_path}", flush=True)
+    if report:
+        unusable = bad.among(folder)
+        description = f"{VARIANTS[info.variant].title}, {kind} weights"
+        subject = Subject(checkpoint.path, description, info.preprocess, lambda: network_head(network, info.preprocess))
+        print(report.write(score, subject, unusable, counted=not bad.skip))
 
 
 def classify_images(arguments, parameters: Config, device: Device, checkpoint: Checkpoint) -> None:

@@ -1,6 +1,6 @@
 """Run an ONNX file on a folder of class folders, or on single images. Needs neither MindSpore nor PyTorch.
 
-python infer_onnx.py --onnx_path b0.onnx --dataset_path /data/imagenet/val --report classes.csv
+python infer_onnx.py --onnx_path b0.onnx --dataset_path /data/imagenet/val --report report.html
 python infer_onnx.py --onnx_path b0.onnx --image cat.jpg 'holiday/*.jpg'
 """
 
@@ -18,16 +18,18 @@ from src.common.machine import count_cores
 from src.data.image_folder import fit_classes, read_evaluation_folder
 from src.data.image_list import find_images
 from src.evaluation.chance import FEWEST_FOR_TOP_5
-from src.evaluation.class_report import ClassTally, check_writable, draw_confusion, import_figure, write_report
+from src.evaluation.class_report import ClassTally, check_writable, draw_confusion, import_figure
 from src.evaluation.metrics import Score
 from src.images.bad_images import UnusableImages
 from src.images.preprocess import INTERPOLATIONS
 from src.inference.classification import BATCH_SIZES, choose_batch_size, classify, describe_decoder
+from src.inference.head import onnx_head
 from src.inference.model import OnnxModel, open_model
 from src.inference.predictions import TOP_K, tell_predictions
 from src.inference.progress import ProgressLine
 from src.inference.session import PROVIDERS
 from src.inference.settings import GivenSettings, read_class_names
+from src.mistakes.report import Report, Subject, add_report_flag
 
 
 def parse_arguments(argv=None):
@@ -48,7 +50,7 @@ def parse_arguments(argv=None):
 
 def add_output_flags(group) -> None:
     """Flags on what is told."""
-    group.add_argument("--report", metavar="CSV", help="write the accuracy of every class to this file")
+    add_report_flag(group)
     group.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix to this file")
     group.add_argument("--top_k", type=cli.positive_int, help=f"classes told of each --image (default: {TOP_K})")
     group.add_argument("--json", action="store_true", help="JSON on standard output, one line for each --image")
@@ -112,38 +114,42 @@ def prepare(arguments, images: int) -> tuple[OnnxModel, int, int]:
 def evaluate_folder(arguments) -> None:
     """Top-1, top-5 and loss over a labelled folder, and what else was asked for."""
     folder = read_evaluation_folder(arguments.dataset_path)
-    for path in filter(None, (arguments.report, arguments.confusion)):
-        check_writable(path)
     if arguments.confusion:
+        check_writable(arguments.confusion)
         import_figure()
     model, batch_size, threads = prepare(arguments, len(folder))
     folder = fit_classes(folder, model.info.class_names, model.info.num_classes)
     model.info.check_folder(folder.classes, folder.root, model.path)
+    report = Report(arguments.report, folder, arguments.label_smooth_factor) if arguments.report else None
     say = functools.partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
     say(f"model: {model.describe()}; {model.target}, {threads} threads")
     say(f"images: {len(folder)} in {len(folder.classes)} classes, {describe_decoder(folder)}")
 
-    score, tally = Score(), ClassTally(len(folder.classes), bool(arguments.confusion))
+    score, tally = Score(), ClassTally(len(folder.classes), True) if arguments.confusion else None
+    sentences: dict[int, str] = {}
     unusable, progress = UnusableImages(len(folder), arguments.skip_bad_images), ProgressLine(len(folder))
     for batch in classify(model, folder, batch_size, threads):
         labels = folder.labels[batch.indices]
         score.add(batch.logits, labels, arguments.label_smooth_factor)
-        tally.add(batch.logits, labels)
+        for each in filter(None, (report, tally)):
+            each.add(batch.logits, labels)
         for index, error in batch.errors.items():
             progress.clear()
+            sentences[index] = str(error)
             unusable.add(error, "it is left out" if unusable.skip else "it counts as wrong")
-            tally.add_unusable(folder.labels[index], counts=not unusable.skip)
             score.add_wrong(0 if unusable.skip else 1)
+            if tally:
+                tally.add_unusable(folder.labels[index], counts=not unusable.skip)
         progress.add(len(batch.indices) + len(batch.errors))
     progress.clear()
     if score.images == 0:
         raise cli.RunError(f"{folder.root}: none of its {len(folder)} images could be used")
     shows_top_5 = len(folder.classes) >= FEWEST_FOR_TOP_5
     tell_score(score, unusable, progress, batch_size, arguments.json, shows_top_5)
-    if arguments.report:
-        write_report(arguments.report, tally, folder.classes)
-        say(f"classes: {arguments.report}")
-    if arguments.confusion:
+    if report:
+        subject = Subject(model.path, model.describe(), model.info.preprocess, lambda: onnx_head(model))
+        say(report.write(score, subject, sentences, counted=not unusable.skip))
+    if tally:
         draw_confusion(arguments.confusion, tally, folder.classes)
         say(f"confusion matrix: {arguments.confusion}")
     unusable.check()

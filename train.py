@@ -19,10 +19,10 @@ from src.Monitor import Monitor
 from src.preparation.split import Split, write_split
 from src.training.history import History
 from src.training.loop import LoopSettings, TrainingLoop, choose_sink_size
-from src.training.report import describe_run, report_complete, report_end
+from src.training.report import create_evaluator, describe_run, report_complete, report_end
 from src.training.run_folder import CheckpointFolder, locked_run_folder
 from src.training.schedule import Progress
-from src.training.setup import Run, begin, create_evaluator, create_model, create_stream, create_train_step, resolve_run
+from src.training.setup import Run, begin, create_model, create_stream, create_train_step, resolve_run
 from src.training.step import TrainStep
 from src.training.stop import StopRequest
 
@@ -75,7 +75,7 @@ def train_and_evaluate(config: Config) -> int:
         loop = create_loop(run, step_cell, progress, stop)
         run_steps(run, loop)
         loop.close()
-        report_end(run, loop, time.perf_counter() - started)
+        report_end(run, loop, started)
         return stop.exit_code
 
 

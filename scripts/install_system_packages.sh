@@ -1,10 +1,11 @@
 #!/bin/sh
-# Install the Debian or Ubuntu packages that are needed to build and test ascend310_infer and the image engine. Packages
-# that are installed already are left alone.
+# Install Debian or Ubuntu packages: sh install_system_packages.sh [packages], by default those that are needed to build and
+# test ascend310_infer and the image engine. Packages that are installed already are left alone.
 set -eu
 . "$(dirname -- "$0")/common.sh"
 
 packages="cmake make g++ libjpeg-dev libturbojpeg0-dev libpng-dev nlohmann-json3-dev libcli11-dev libgtest-dev"
+[ "$#" -eq 0 ] || packages=$*
 
 if ! command -v dpkg-query > /dev/null || ! command -v apt-get > /dev/null; then
     fail "this is neither Debian nor Ubuntu: install the counterparts of $packages yourself" 1

@@ -24,20 +24,21 @@ IMPORTS = {
     "config": "common images parameters",
     "runtime": "common kernels",
     "weights": "common images data models published",
-    "evaluation": "common runtime",
+    "evaluation": "common images runtime",
+    "mistakes": "common images data preparation evaluation",
     "inference": "common images data weights evaluation",
     "export": "common images data models weights inference",
     "launch": "common config parameters published",
     "recipes": "common images data models config",
     "training": (
         "common images data preparation dataset models kernels config parameters recipes weights runtime evaluation"
-        " loss lr_generator Monitor"
+        " mistakes loss lr_generator Monitor"
     ),
 }
 # What does without MindSpore and PyTorch, and the modules within it that do not.
 WITHOUT_MINDSPORE = set(
     "common images data preparation inference launch published weights config parameters lr_generator models.family"
-    " models.table evaluation.metrics evaluation.class_report".split()
+    " models.table evaluation.metrics evaluation.class_report evaluation.grad_cam mistakes".split()
 )
 WITH_MINDSPORE = set("data.mindrecord_writer weights.checkpoint weights.network weights.conversion".split())
 MODULES = sorted(

@@ -9,7 +9,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from src.evaluation.grad_cam import Head
 from src.evaluation.metrics import Score
+from src.images.preprocess import Preprocess, normalise
 from src.runtime.collective import count_ranks, sum_counts, sum_floats
 
 
@@ -18,6 +20,7 @@ def evaluate(
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     smooth_factor: float,
     on_batch: Callable[[int], None] | None = None,
+    collect: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> Score:
     """Run a network over batches of images.
 
@@ -27,6 +30,7 @@ def evaluate(
             image that could not be decoded: it counts as wrong.
         smooth_factor: of the training loss, so that both losses can be compared.
         on_batch: called with the number of images of each batch, for progress.
+        collect: called with the float32 logits and the labels of each batch's images that could be decoded.
     """
     score = Score()
     full = 0
@@ -36,7 +40,10 @@ def evaluate(
         filled = np.concatenate([images, np.zeros((full - len(labels), *images.shape[1:]), images.dtype)])
         logits = network(ms.Tensor(filled)).asnumpy()[: len(labels)]
         decoded = labels >= 0
-        score.add(logits[decoded].astype(np.float32), labels[decoded], smooth_factor)
+        usable = logits[decoded].astype(np.float32), labels[decoded]
+        score.add(*usable, smooth_factor)
+        if collect:
+            collect(*usable)
         score.add_wrong(int((~decoded).sum()))
         if on_batch:
             on_batch(len(labels))
@@ -49,3 +56,34 @@ def sum_over_ranks(score: Score) -> Score:
         return score
     images, top_1, top_5, unusable = sum_counts([score.images, score.top_1, score.top_5, score.unusable])
     return Score(images=images, loss_sum=sum_floats([score.loss_sum])[0], top_1=top_1, top_5=top_5, unusable=unusable)
+
+
+class FeatureMaps(nn.Cell):
+    """An EfficientNet without what follows its head: images (N, 3, H, W) to the head's feature maps."""
+
+    def __init__(self, network: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, x):
+        network = self.network
+        x = network.stem(x)
+        for block in network.blocks:
+            x = block(x, network.random_step)
+        return network.head(x)
+
+
+def network_head(network: nn.Cell, preprocess: Preprocess) -> Head:
+    """The end of an EfficientNet in evaluation mode, for Grad-CAM."""
+    cell = FeatureMaps(network).set_train(False)
+    weights = network.classifier.weight.asnumpy()
+
+    def features(crops: np.ndarray) -> np.ndarray:
+        images = np.stack([normalise(crop, preprocess) for crop in crops])
+        maps = cell(ms.Tensor(images)).asnumpy()
+        if maps.shape[1] == weights.shape[1]:
+            return maps
+        # Of the kernels for CPUs: channels last, and rounded up.
+        return maps[..., : weights.shape[1]].transpose(0, 3, 1, 2)
+
+    return Head(features, weights)

@@ -51,6 +51,13 @@ def top_k_hits(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
     return int((ranks < k).sum())
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """The logarithms of the softmax of each row, in float64."""
+    logits = np.asarray(logits, dtype=np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
 def smoothed_cross_entropy(logits: np.ndarray, labels: np.ndarray, smooth_factor: float = 0.0) -> np.ndarray:
     """Cross-entropy of each row as `src.loss.CrossEntropySmooth` computes it, in float64.
 
@@ -62,14 +69,12 @@ def smoothed_cross_entropy(logits: np.ndarray, labels: np.ndarray, smooth_factor
     Returns:
         float64 array of shape (N,).
     """
-    logits = np.asarray(logits, dtype=np.float64)
-    classes = logits.shape[1]
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    log_shares = log_softmax(logits)
+    classes = log_shares.shape[1]
     off_value = smooth_factor / (classes - 1) if classes > 1 else 0.0
     on_value = 1.0 - smooth_factor if classes > 1 else 1.0
-    own = np.take_along_axis(log_softmax, np.asarray(labels)[:, None].astype(np.int64), axis=1)[:, 0]
-    return -((on_value - off_value) * own + off_value * log_softmax.sum(axis=1))
+    own = np.take_along_axis(log_shares, np.asarray(labels)[:, None].astype(np.int64), axis=1)[:, 0]
+    return -((on_value - off_value) * own + off_value * log_shares.sum(axis=1))
 
 
 @dataclasses.dataclass

@@ -72,6 +72,11 @@ class BadImages:
                 f"all; the first: {first}"
             )
 
+    def among(self, images) -> dict[int, str]:
+        """The numbers of those that were added, within a listing, with the sentence on each."""
+        found = ((index, self.sentences.get(images.full_path(index))) for index in range(len(images)))
+        return {index: sentence for index, sentence in found if sentence is not None}
+
     def fail(self, sentence: str) -> NoReturn:
         """End the run.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from src.common.cli import printable
 from src.data.image_list import ImageList
-from src.data.imagenet import read_classes
+from src.data.imagenet import names_in_words
 from src.images.bad_images import ImageError, UnusableImages
 from src.weights.model_info import ModelInfo
 
@@ -53,9 +53,7 @@ def top_classes(logits: np.ndarray, k: int) -> list[tuple[int, float]]:
 
 def display_names(info: ModelInfo) -> list[str]:
     """A name for each class: the file's, in words where the file has ImageNet's WordNet numbers, else its number."""
-    names = [info.class_name(label) for label in range(info.num_classes)]
-    words = dict(read_classes()) if names[0][:1] == "n" and names[0][1:].isdigit() else {}
-    return [f"{name} {words[name]}" if name in words else name for name in names]
+    return names_in_words([info.class_name(label) for label in range(info.num_classes)])
 
 
 class Table:

@@ -51,8 +51,10 @@ def open_session(
     raise RunError("ONNX Runtime has no provider that could be used")
 
 
-def create_session(path: str, target: str, device_id: int | None, threads: int) -> onnxruntime.InferenceSession:
-    """ONNX Runtime's session of a file.
+def create_session(
+    path: str, target: str, device_id: int | None, threads: int, changed: bytes | None = None
+) -> onnxruntime.InferenceSession:
+    """ONNX Runtime's session of a file, or of what it was `changed` to.
 
     Raises:
         RunError: if the file is no ONNX file, truncated, or of operators that this ONNX Runtime does not know.
@@ -65,7 +67,7 @@ def create_session(path: str, target: str, device_id: int | None, threads: int) 
     settings = {} if target == "CPU" or device_id is None else {"device_id": str(device_id)}
     try:
         return onnxruntime.InferenceSession(
-            path, options, providers=[(PROVIDERS[target][0], settings)], enable_fallback=0
+            changed or path, options, providers=[(PROVIDERS[target][0], settings)], enable_fallback=0
         )
     except Exception as error:
         # ONNX Runtime's exceptions have no common class below Exception.

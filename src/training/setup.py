@@ -16,8 +16,7 @@ from src.data.batches import Loading, Sharding
 from src.data.image_folder import read_held_out, read_training_folder
 from src.data.listing import ImageFolder
 from src.data.training_batches import Sampling, Steps
-from src.dataset import create_dataset, create_training_stream
-from src.evaluation.evaluate import evaluate, sum_over_ranks
+from src.dataset import create_training_stream
 from src.images.augment import Augmentation
 from src.images.bad_images import BadImages
 from src.images.mix import create_mix
@@ -27,7 +26,7 @@ from src.models.effnet import EfficientNet
 from src.parameters import PARAMETERS
 from src.preparation.split import read_split, split_by_class
 from src.recipes.finetune import Choice, choose_start
-from src.runtime.collective import count_ranks, find_disagreement, take_from_rank_0
+from src.runtime.collective import count_ranks, find_disagreement
 from src.runtime.device import Device, prepare_device
 from src.training.configuration import check_sync_bn, complete_config, describe_model
 from src.training.optimizer import OptimizerSettings, create_optimizer
@@ -39,8 +38,6 @@ from src.weights.checkpoint import Checkpoint
 from src.weights.conversion import read_pretrained
 from src.weights.model_info import ModelInfo
 from src.weights.network import build_network, load_weights
-
-STATISTICS = ("moving_mean", "moving_variance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,31 +246,3 @@ def create_stream(run: Run, progress: Progress, bad: BadImages):
         Sampling(config.seed, config.part(Augmentation), config.repeats),
         mix,
     )
-
-
-def create_evaluator(run: Run):
-    """A function from weights to their score on the held-out set, or None without one.
-
-    It uses a network of its own, so that the one in training keeps its state and its compiled graph.
-    """
-    if run.held_out is None:
-        return None
-    network = build_network(run.info)
-    if run.config.kernels and run.device.kernels:
-        run.device.kernels.install(network)
-    network.set_train(False)
-    # One for the whole run: each image that cannot be decoded is named once.
-    bad = BadImages(len(run.held_out))
-    loading = Loading(run.info.preprocess, num_workers=run.config.num_workers, bad=bad)
-
-    def score(weights):
-        # Each rank has batch-norm statistics of its own; what is scored is what rank 0 saves.
-        statistics = {name: value for name, value in weights.items() if name.endswith(STATISTICS)}
-        load_weights(network, {**weights, **take_from_rank_0(statistics)})
-        dataset = create_dataset(
-            run.held_out, False, run.config.batch_size, run.device.rank_size, run.device.rank, loading=loading
-        )
-        batches = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
-        return sum_over_ranks(evaluate(network, batches, run.smoothing))
-
-    return score

@@ -33,7 +33,9 @@ from src.inference.model import open_model
 from src.inference.predictions import display_names, top_classes
 from src.inference.settings import GivenSettings
 from src.weights.model_info import ModelInfo
+from tests.mistakes.test_report import data_of
 from tests.support import hard_images as drawn
+from tests.support.small_disk import can_mount, run_on_small_disk
 
 ROOT = Path(__file__).parent.parent.parent
 CLASSES = ["cat", "dog", "eel", "fox", "gnu", "hen", "owl"]
@@ -237,6 +239,30 @@ class TestEvaluation:
             assert [int(row[name]) for name in ("images", "unusable", "top_1", "top_5")] == [own.sum(), 0, *hits]
             expected = [str(hit / own.sum()) if own.any() else "" for hit in hits]
             assert [row["top_1_accuracy"], row["top_5_accuracy"]] == expected
+
+    def test_the_report_is_a_page_where_its_name_ends_in_html(self, place, run, tmp_path):
+        (code, out, err), path = (
+            run(place, "--dataset_path", "data", "--report", tmp_path / "r.html"),
+            tmp_path / "r.html",
+        )
+        assert (code, err) == (0, "") and f"report: {path}; expected calibration error " in out
+        page = data_of(path)
+        folder = read_image_folder(str(place / "data"))
+        guesses = [int(np.argmax(logits_by_hand(folder.full_path(i)))) for i in range(len(folder))]
+        assert page["predictions"] == guesses and page["paths"] == folder.paths and len(page["thumbnails"]) == 41
+        assert (page["model"], page["folder"]) == ("model.onnx", "data")
+        # The network is one convolution as large as the image.
+        assert page["maps"] == {} and "ends in a mean" in page["noMaps"]
+
+    @pytest.mark.skipif(not can_mount(), reason="a small file system needs user namespaces")
+    def test_a_report_on_a_full_disk_is_one_sentence_and_no_half_file(self, place, tmp_path):
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "kept").mkdir()
+        path = tmp_path / "disk" / "r.html"
+        command = [sys.executable, str(ROOT / "infer_onnx.py"), "--onnx_path", "model.onnx", "--dataset_path", "data"]
+        done = run_on_small_disk([*command, "--report", path], tmp_path / "disk", "40k", tmp_path / "kept", cwd=place)
+        assert (done.returncode, done.stderr) == (1, f"error: {path}: there is no space left on the device\n")
+        assert parse_onnx_result(done.stdout) and os.listdir(tmp_path / "kept") == []
 
     def test_the_confusion_matrix_is_a_picture(self, place, run, tmp_path):
         code, out, _ = run(place, "--dataset_path", "data", "--confusion", tmp_path / "confusion.png")
@@ -532,6 +558,23 @@ class TestBadImages:
         clean = json.loads(run(spoilt, "--dataset_path", "data", "--json")[1])
         assert (clean["top_1"], clean["top_5"]) == (result["top_1"], result["top_5"])
 
+    def test_they_count_in_the_shares_of_the_confusion_matrix(self, spoilt, run, monkeypatch):
+        drawn_of = []
+        monkeypatch.setattr(infer_onnx, "draw_confusion", lambda path, tally, classes: drawn_of.append(tally))
+        run(spoilt, "--dataset_path", "data", "--confusion", "c.png")
+        assert drawn_of[0].images.tolist() == [5, 6, 7, 0, 9, 4, 10] and drawn_of[0].confusion.sum() == 39
+
+    def test_the_page_names_them(self, spoilt, run):
+        for flags, images in (((), 41), (("--skip_bad_images",), 39)):
+            run(spoilt, "--dataset_path", "data", "--report", "r.html", *flags)
+            page = data_of(spoilt / "r.html")
+            assert [(path, CLASSES[label]) for path, label, _ in page["unusable"]] == [
+                ("dog/00.jpg", "dog"),
+                ("owl/05.jpg", "owl"),
+            ]
+            assert "it is not an image" in page["unusable"][0][2]
+            assert sum(row[1] for row in page["classes"]) == images and len(page["paths"]) == 39
+
     def test_nothing_but_bad_images(self, case, run):
         for path in (case / "data").glob("*/*"):
             path.write_bytes(b"")
@@ -679,7 +722,8 @@ class TestBadInput:
 
     @pytest.mark.parametrize("flag", ["--report", "--confusion"])
     def test_outputs_that_cannot_be_written_are_noticed_before_the_work(self, place, run, flag):
-        for path, sentence in (("data", "it is a directory"), ("model.onnx/a.csv", "not a directory")):
+        (place / "folder.csv").mkdir(exist_ok=True)
+        for path, sentence in (("folder.csv", "it is a directory"), ("model.onnx/a.csv", "not a directory")):
             result = run(place, "--dataset_path", "data", flag, path)
             assert refused(result, 1, path, sentence) and result[1] == ""
 
@@ -705,6 +749,7 @@ class TestBadInput:
             ((), ("--dataset_path", "--image")),
             (("--dataset_path", "data", "--image", "a.jpg"), ("--dataset_path", "--image")),
             (("--image", "a.jpg", "--report", "a.csv"), ("--report goes with --dataset_path",)),
+            (("--dataset_path", "data", "--report", "report.txt"), ("--report", ".html", ".csv", "'report.txt'")),
             (("--image", "a.jpg", "--confusion", "a.png"), ("--confusion goes with --dataset_path",)),
             (("--dataset_path", "data", "--top_k", 3), ("--top_k goes with --image",)),
             (("--image", "a.jpg", "--top_k", 0), ("--top_k",)),
@@ -973,7 +1018,7 @@ class TestScript:
         """What the script loads of its own accord decides how fast it starts."""
         code = (
             "import sys, infer_onnx; infer_onnx.main(sys.argv[1:]); "
-            "heavy = {'mindspore', 'torch', 'onnx', 'matplotlib', 'pandas', 'scipy', 'sklearn', 'tqdm'}; "
+            "heavy = {'mindspore', 'torch', 'onnx', 'matplotlib', 'pandas', 'scipy', 'sklearn', 'tqdm', 'jinja2'}; "
             "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
         )
         command = [sys.executable, "-c", code, "--onnx_path", "model.onnx", "--dataset_path", "data"]

@@ -23,6 +23,7 @@ from src.weights.checkpoint import network_shapes, write_checkpoint
 from src.weights.layouts import LAYOUTS
 from src.weights.model_info import ModelInfo
 from src.weights.names import to_ours, to_theirs
+from tests.mistakes.test_report import data_of
 from tests.support import peer_networks
 
 SIZE = 32
@@ -154,6 +155,37 @@ def test_a_published_checkpoint_of_the_model_zoo(capsys, tmp_path):
     assert result_of(out)[0]["Top_1_Acc"] == expected.top_1_accuracy
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_the_report_is_on_every_image(capsys, val, checkpoint, peer, tmp_path, skip):
+    folder = tmp_path / "val"
+    shutil.copytree(val, folder)
+    images, labels = load(val, Preprocess.for_image_size(SIZE))
+    predictions = np.delete(peer_networks.logits_of(peer, images).argmax(axis=1), 9)
+    broken = sorted((folder / "1").iterdir())[2]
+    broken.write_bytes(b"no image")
+    flags = ("--dataset_path", folder, "--checkpoint_path", checkpoint, "--use_ema", "False", "--batch_size", 8)
+    flags += ("--skip_bad_images",) * skip
+    code, out, err = run(capsys, *flags, "--report", tmp_path / "report.html")
+    assert code == 0 and err.count("\n") == 1
+    *_, result, line = out.splitlines()
+    assert re.fullmatch(LINE, result) and line.startswith(f"report: {tmp_path}/report.html; expected calibration error")
+    page = data_of(tmp_path / "report.html")
+    assert page["predictions"] == predictions.tolist() and page["labels"] == np.delete(labels, 9).tolist()
+    assert page["scores"]["top1"][0] == result_of(result)[0]["Top_1_Acc"]
+    assert page["description"] == "EfficientNet-B0, raw weights"
+    assert [path for path, *_ in page["unusable"]] == [f"1/{broken.name}"] and f"1/{broken.name}" not in page["paths"]
+    wrong = [number for number in range(27) if page["labels"][number] != page["predictions"][number]]
+    assert page["maps"].keys() == set(map(str, wrong)) and len(wrong) > 5
+
+
+def test_the_report_may_be_a_table(capsys, val, checkpoint, tmp_path):
+    code, out, _ = run(capsys, "--dataset_path", val, "--checkpoint_path", checkpoint, "--report", tmp_path / "r.csv")
+    assert code == 0 and out.splitlines()[-1] == f"classes: {tmp_path}/r.csv"
+    lines = (tmp_path / "r.csv").read_text().splitlines()
+    # With the averaged weights the first class is every image's.
+    assert len(lines) == 5 and lines[1:3] == ["0,0,7,0,7,7,1.0,1.0", "1,1,7,0,0,7,0.0,1.0"]
+
+
 class TestSingleImages:
     """`--image`: the same answers as timm's network, told as infer_onnx.py tells them."""
 
@@ -207,12 +239,15 @@ class TestWrongUse:
             (["--class_num", "10"], 2, "--class_num is 10, but {checkpoint} was trained with 4"),
             (["--variant", "b1"], 2, "--variant is b1, but {checkpoint} was trained with b0"),
             (["--device_target", "Ascend"], 2, "--device_target is Ascend, but this MindSpore finds no Ascend device"),
+            (["--report", "report.txt"], 2, "argument --report: expected a file that ends in .html"),
+            (["--report", "{checkpoint}/r.html"], 1, "{checkpoint}/r.html: a part of the path is not a directory"),
             (["--checkpoint_path", "missing.ckpt"], 1, "missing.ckpt: there is no such checkpoint"),
             (["--dataset_path", "missing"], 1, "missing: there is no such folder"),
             (["--epoch_size", "3"], 2, "unrecognized arguments: --epoch_size 3"),
         ],
     )
     def test_flags(self, capsys, val, checkpoint, flags, code, sentence):
+        flags = [flag.format(checkpoint=checkpoint) for flag in flags]
         returned, out, err = run(capsys, "--dataset_path", val, "--checkpoint_path", checkpoint, *flags)
         assert (returned, out) == (code, "")
         assert err.startswith(f"error: {sentence.format(checkpoint=checkpoint)}") and err.count("\n") == 1
@@ -221,6 +256,8 @@ class TestWrongUse:
         both = "error: give either --dataset_path, class folders or a list (.csv, .tsv), or --image, single images\n"
         assert run(capsys, "--checkpoint_path", checkpoint)[2] == both
         assert run(capsys, "--checkpoint_path", checkpoint, "--dataset_path", val, "--image", "a.jpg")[2] == both
+        err = run(capsys, "--checkpoint_path", checkpoint, "--image", "a.jpg", "--report", "r.html")[2]
+        assert err == "error: --report goes with --dataset_path only\n"
         err = run(capsys, "--checkpoint_path", checkpoint, "--dataset_path", val, "--top_k", 3)[2]
         assert err == "error: --top_k goes with --image only\n"
         assert "--checkpoint_path" in run(capsys, "--dataset_path", val)[2]

@@ -196,7 +196,7 @@ def test_called_by_its_bare_name_inside_the_scripts_folder(place):
 
 
 class TestSystemPackages:
-    def run(self, tmp_path, installed, **programs):
+    def run(self, tmp_path, installed, *arguments, **programs):
         """Run the installer where only `programs` and a few plain tools are on the path."""
         tools = tmp_path / "bin"
         tools.mkdir()
@@ -208,7 +208,7 @@ class TestSystemPackages:
             if text:
                 (tools / name).write_text(f"#!{SHELL}\n{text}\n")
                 (tools / name).chmod(0o755)
-        command = [SHELL, SCRIPTS / "install_system_packages.sh"]
+        command = [SHELL, SCRIPTS / "install_system_packages.sh", *arguments]
         done = subprocess.run(command, env={"PATH": str(tools)}, capture_output=True, text=True)
         calls = tmp_path / "calls"
         return done, calls.read_text().splitlines() if calls.exists() else []
@@ -219,6 +219,11 @@ class TestSystemPackages:
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == "system packages: installing libturbojpeg0-dev libcli11-dev\n"
         assert calls[1] == "apt-get install -y -qq --no-install-recommends libturbojpeg0-dev libcli11-dev"
+
+    def test_installs_the_packages_that_are_named(self, tmp_path):
+        done, calls = self.run(tmp_path, "make", "make", "chromium-driver", id="echo 0")
+        assert (done.returncode, done.stdout) == (0, "system packages: installing chromium-driver\n")
+        assert calls[1].endswith("--no-install-recommends chromium-driver")
 
     def test_asks_for_nothing_when_all_is_there(self, tmp_path):
         installed = (

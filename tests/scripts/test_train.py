@@ -32,6 +32,7 @@ from src.training.schedule import Progress, create_learning_rates, create_schedu
 from src.training.step import network_weights
 from src.weights.checkpoint import read_checkpoint, read_entries, write_checkpoint
 from src.weights.model_info import ModelInfo
+from tests.mistakes.test_report import data_of
 from tests.support.small_disk import can_mount, run_on_small_disk
 from tests.support.training_runs import (
     EPOCHS,
@@ -96,10 +97,11 @@ class TestTheLog:
             assert min(abs(float(top_1) - hits / 14) for hits in range(15)) < 1e-4
 
     def test_says_at_the_end_what_came_of_it(self, training_run):
-        *_, best, last, total = training_run[1].splitlines()
+        *_, best, last, report, total = training_run[1].splitlines()
         pattern = r"best: top-1 [\d.]+ after epoch \d \((raw|ema) weights\), in \./checkpoint/model_0/best\.ckpt"
         assert re.fullmatch(pattern, best)
         assert last == "last checkpoint: ./checkpoint/model_0/Efficientnet_b0-rank0-3_4.ckpt"
+        assert report.startswith("report: ./checkpoint/model_0/report.html; expected calibration error ")
         assert re.fullmatch(r"total time: \d+:\d\d", total)
 
 
@@ -145,6 +147,15 @@ class TestWhatARunLeaves:
         epoch = re.search(r"^best: top-1 [\d.]+ after epoch (\d)", out, re.MULTILINE)[1]
         best = folder / "checkpoint" / "model_0" / "best.ckpt"
         assert best.read_bytes() == checkpoint_path(folder, int(epoch), STEPS).read_bytes()
+
+    def test_a_report_on_the_best_weights(self, training_run, few_images):
+        folder, out = training_run
+        top_1, epoch, kind = re.search(r"^best: top-1 ([\d.]+) after epoch (\d) \((\w+) weights", out, re.M).groups()
+        page = data_of(folder / "checkpoint" / "model_0" / "report.html")
+        kind = {"raw": "raw", "ema": "averaged"}[kind]
+        assert page["description"] == f"EfficientNet-B0, {kind} weights after epoch {epoch}, the best"
+        assert page["model"] == "./checkpoint/model_0/best.ckpt" and page["folder"] == str(few_images / "val")
+        assert f"{page['scores']['top1'][0]:.4f}" == top_1 and len(page["thumbnails"]) == 14
 
     def test_the_checkpoint_knows_itself_and_the_run(self, training_run):
         arrays, info, state = state_of(checkpoint_path(training_run[0], EPOCHS, STEPS))
