@@ -84,6 +84,7 @@ def learn_images(stages: Stages, data: str, folder: str, epochs: str) -> None:
     listed = os.path.join(run_folder, LISTS["val"])
     held_out = listed if os.path.exists(listed) else data
     result, onnx_result = examine(stages, os.path.join(run_folder, BEST_NAME), held_out, os.path.join(folder, "model"))
+    print(f"what went wrong, with pictures: {shorten(os.path.join(run_folder, 'report.html'))}")
     check_same(result, onnx_result)
 
 

