@@ -5,20 +5,32 @@ python export.py --checkpoint_path Efficientnet_b0-rank0-350_625.ckpt --file_nam
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 
-from src.common.cli import boolean, choice, create_parser, positive_float, positive_int, run_cli
+import numpy as np
+
+from src.common.cli import RunError, UsageError, boolean, choice, create_parser, positive_float, positive_int, run_cli
 from src.config import Config, add_averaged_flag, add_parameters, take_parameters
+from src.data.batches import Loading
+from src.data.image_folder import fit_classes, read_evaluation_folder
+from src.dataset import create_dataset
+from src.evaluation.evaluate import evaluate
 from src.export.exporter import export
 from src.export.formats import FORMATS, check_device, check_plan, complete_path
 from src.export.plan import PRECISIONS, ExportPlan
+from src.images.bad_images import BadImages
+from src.mistakes.measures import calibration_error, fit_temperature, reliability, tempered_confidences
 from src.models.family import VARIANTS
-from src.runtime.device import prepare_device
+from src.runtime.device import Device, prepare_device
 from src.weights.checkpoint import Checkpoint, read_checkpoint
 from src.weights.conversion import ImageSettings, override
 from src.weights.model_info import ModelInfo
+from src.weights.names import CLASSIFIER
+from src.weights.network import build_network, load_weights
 
+BATCH = 32
 SHARED = ("device_target", "device_id", "variant", "class_num", "image_size")
 
 
@@ -37,6 +49,8 @@ def parse_arguments(argv=None):
     add_proof_flags(parser.add_argument_group("proof"))
     add_parameters(parser, SHARED)
     arguments = parser.parse_args(argv)
+    if arguments.calibrate and not arguments.calibration_path:
+        raise UsageError("--calibrate needs --calibration_path, labelled images that were not trained on")
     return arguments, take_parameters(arguments)
 
 
@@ -52,7 +66,10 @@ def add_content_flags(group) -> None:
     )
     precision = {"type": choice(*PRECISIONS), "default": "fp32", "metavar": "|".join(PRECISIONS)}
     group.add_argument("--precision", **precision, help="ONNX: how weights are stored (default: fp32)")
-    group.add_argument("--calibration_path", metavar="DIR", help="int8: folder of images that ranges are taken from")
+    images = "int8: folder of images that ranges are taken from; --calibrate: labelled images that were not trained on"
+    group.add_argument("--calibration_path", metavar="DIR", help=images)
+    temperature = "divide the logits by the temperature with which the probabilities suit --calibration_path best"
+    group.add_argument("--calibrate", **switch, default=False, help=f"{temperature} (default: False)")
     bits = "int8: weights of 7 bits, for x86 without VNNI (default: as this CPU needs)"
     group.add_argument("--reduce_range", **switch, help=bits)
 
@@ -101,13 +118,58 @@ def plan_export(arguments, parameters: Config, checkpoint: Checkpoint) -> Export
         include_preprocessing=arguments.include_preprocessing,
         include_softmax=arguments.include_softmax,
         precision=arguments.precision,
-        calibration_path=arguments.calibration_path,
+        # Labelled images may be those of int8, too.
+        calibration_path=None if arguments.calibrate and arguments.precision != "int8" else arguments.calibration_path,
         reduce_range=arguments.reduce_range,
         verify_path=arguments.verify,
         tolerance=arguments.tolerance,
     )
     check_plan(plan)
     return plan
+
+
+def calibrate(checkpoint: Checkpoint, plan: ExportPlan, path: str, device: Device) -> Checkpoint:
+    """A checkpoint whose logits are divided by the temperature that suits labelled images best.
+
+    The classes stay the same, the probabilities become right (Guo et al. 2017, arXiv:1706.04599).
+
+    Args:
+        path: class folders or a list, of images that the network was not trained on.
+
+    Raises:
+        RunError: if none of them can be decoded.
+    """
+    info = plan.info
+    folder = fit_classes(read_evaluation_folder(path), info.class_names, info.num_classes)
+    info.check_folder(folder.classes, folder.root, checkpoint.path)
+    network = build_network(info)
+    if device.kernels:
+        device.kernels.install(network)
+    weights = checkpoint.ema if plan.averaged else checkpoint.weights
+    load_weights(network, weights)
+    batches: list[tuple] = []
+    loading = Loading(info.preprocess, bad=BadImages(len(folder), skip=True))
+    images = create_dataset(folder, False, BATCH, loading=loading)
+    iterator = images.create_tuple_iterator(num_epochs=1, output_numpy=True)
+    evaluate(network.set_train(False), iterator, 0.0, collect=lambda *batch: batches.append(batch))
+    logits, labels = (np.concatenate(parts) for parts in zip(*batches)) if batches else (np.empty((0, 1)),) * 2
+    if not len(labels):
+        raise RunError(f"{path}: none of its images can be decoded")
+    temperature = fit_temperature(logits, labels)
+    before, after = (expected_error(logits, labels, value) for value in (1.0, temperature))
+    print(
+        f"calibrated: temperature {temperature:.4f} on {len(labels)} images; calibration error {before:.1%}, now "
+        f"{after:.1%}",
+        flush=True,
+    )
+    tempered = {**weights, **{name: weights[name] / np.float32(temperature) for name in CLASSIFIER}}
+    return dataclasses.replace(checkpoint, **{"ema" if plan.averaged else "weights": tempered})
+
+
+def expected_error(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    """The expected calibration error of logits divided by a temperature."""
+    right = logits.argmax(1) == labels
+    return calibration_error(reliability(tempered_confidences(logits, temperature), right))
 
 
 def main(argv=None) -> None:
@@ -126,6 +188,8 @@ def main(argv=None) -> None:
         f"{'averaged' if plan.averaged else 'raw'} weights, {plan.precision}",
         flush=True,
     )
+    if arguments.calibrate:
+        checkpoint = calibrate(checkpoint, plan, arguments.calibration_path, device)
     export(checkpoint, plan)
     print(f"written: {plan.path}, {os.path.getsize(plan.path) / 1e6:.1f} MB, {plan.describe()}")
 
