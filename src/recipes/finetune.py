@@ -77,8 +77,7 @@ def choose_settings(config: Config, folder: ImageFolder, device_target: str, ran
     )
     steps = max(1, images // (batch * ranks * config.accumulate_steps)) * epochs
     choose("freeze", *choose_frozen(images))
-    choose("opt", "sgd", "little data: RMSProp moves trained weights too far in the first steps")
-    choose("weight_decay", 1e-4, "SGD's usual one for trained weights")
+    choose("opt", "sgd", "RMSProp was no better, and a rate for it is harder to find")
     rate = min(RATE * batch * ranks * config.accumulate_steps / BATCH, 0.2)
     rate = choose("lr_max", rate, f"{RATE} for a batch of {BATCH}, in proportion to the batch")
     choose("lr_init", rate / 100, "a hundredth of the peak")
@@ -87,7 +86,6 @@ def choose_settings(config: Config, folder: ImageFolder, device_target: str, ran
     choose("warmup_epochs", round(0.1 * epochs, 2), "a tenth of the run, while the new classifier is random")
     choose("norm_momentum", round(follow_run(steps), 3), f"the statistics follow within a run of {steps} steps")
     choose("crop_scale_min", 0.35, "crops of a few percent of a photo often miss its subject")
-    choose("color_jitter", 0.2, "half of the published one, for a short run")
     choose("class_weights", *choose_class_weights(folder))
     return choices
 
