@@ -128,7 +128,7 @@ def plan_export(arguments, parameters: Config, checkpoint: Checkpoint) -> Export
     return plan
 
 
-def calibrate(checkpoint: Checkpoint, plan: ExportPlan, path: str, device: Device) -> Checkpoint:
+def temper_logits(checkpoint: Checkpoint, plan: ExportPlan, path: str, device: Device) -> Checkpoint:
     """A checkpoint whose logits are divided by the temperature that suits labelled images best.
 
     The classes stay the same, the probabilities become right (Guo et al. 2017, arXiv:1706.04599).
@@ -189,7 +189,7 @@ def main(argv=None) -> None:
         flush=True,
     )
     if arguments.calibrate:
-        checkpoint = calibrate(checkpoint, plan, arguments.calibration_path, device)
+        checkpoint = temper_logits(checkpoint, plan, arguments.calibration_path, device)
     export(checkpoint, plan)
     print(f"written: {plan.path}, {os.path.getsize(plan.path) / 1e6:.1f} MB, {plan.describe()}")
 
