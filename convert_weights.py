@@ -129,11 +129,11 @@ def print_summary(converted: conversion.Converted) -> None:
 
 def warn_of_padding(info: ModelInfo, project: str) -> None:
     """Say so where the other project's network computes something else."""
-    if conversion.peer_source(info, project).padding != info.padding:
+    theirs = conversion.peer_source(info, project).padding
+    if theirs != info.padding:
         print(
-            f"warning: {project}'s networks have padding {conversion.peer_source(info, project).padding}, but these "
-            f"weights were trained with padding {info.padding}; it loads them and computes something else, timm "
-            "computes the same",
+            f"warning: {project}'s networks have padding {theirs}, but these weights were trained with padding "
+            f"{info.padding}; it loads them and computes something else, timm computes the same",
             file=sys.stderr,
         )
 

@@ -6,7 +6,6 @@ import ast
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 
@@ -14,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.cpp_inference import run
 from benchmarks.labelled_photos import BATCH, Outcome
 from src.common.cli import RunError
 from src.common.machine import count_cores
@@ -34,18 +34,6 @@ from src.weights.model_info import METADATA_KEY, ModelInfo
 from src.weights.network import build_network, load_weights
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-def run(command: list[str], **options) -> str:
-    """Standard output of a command.
-
-    Raises:
-        RunError: if it failed, with what it said.
-    """
-    done = subprocess.run(command, capture_output=True, text=True, **options)
-    if done.returncode:
-        raise RunError(f"{' '.join(command)} failed: {done.stderr.strip()[-2000:] or done.stdout.strip()[-2000:]}")
-    return done.stdout
 
 
 def run_script(name: str, *flags: str) -> str:
