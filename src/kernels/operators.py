@@ -17,7 +17,7 @@ from mindspore.ops import signature as sig
 
 CHANNEL_BLOCK = 16
 ACTIVATIONS = (None, "swish", "relu6")
-"""The activations that there are kernels for, in the order of their numbers in activation.h."""
+"""The activations that there are kernels for, in the order of their numbers in vector.h."""
 
 
 def padded(channels: int) -> int:

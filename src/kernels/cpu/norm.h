@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "activation.h"
 #include "pool.h"
 
 // What the layer computes, from the operator's tensor of settings.
