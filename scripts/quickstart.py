@@ -7,6 +7,7 @@ same from training on.
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import sys
@@ -17,8 +18,9 @@ sys.path.insert(0, ROOT)
 
 from scripts.quickstart_photos import WEIGHTS, Stages, install_weights, name_photos
 from src.common.cli import RunError, run_cli
-from src.data.image_folder import read_image_folder
+from src.data.image_folder import fit_classes, read_evaluation_folder
 from src.evaluation.metrics import Score
+from src.images.bad_images import ImageError
 from src.images.preprocess import load_image
 from src.preparation.digits import SPLITS, write_digits
 from src.preparation.split import LISTS
@@ -98,16 +100,13 @@ def examine(stages: Stages, checkpoint: str, held_out: str, name: str) -> tuple[
     Returns:
         Top-1 and top-5 of the checkpoint, and those of the ONNX file.
     """
-    result = parse_result(
-        stages.run("evaluate", "eval.py", "--dataset_path", held_out, "--checkpoint_path", checkpoint)
-    )
+    images = ("--dataset_path", held_out, "--skip_bad_images")
+    result = parse_result(stages.run("evaluate", "eval.py", *images, "--checkpoint_path", checkpoint))
     files = {kind: f"{name}.{kind.lower()}" for kind in ("ONNX", "MINDIR")}
     for kind, file in files.items():
         flags = ("--checkpoint_path", checkpoint, "--file_name", file, "--file_format", kind)
         stages.run(f"export {kind}", "export.py", *flags)
-    onnx_result = parse_onnx_result(
-        stages.run("run ONNX", "infer_onnx.py", "--onnx_path", files["ONNX"], "--dataset_path", held_out)
-    )
+    onnx_result = parse_onnx_result(stages.run("run ONNX", "infer_onnx.py", "--onnx_path", files["ONNX"], *images))
     mindir_result = run_mindir(stages, files["MINDIR"], held_out)
     rows = [("checkpoint", result, checkpoint), ("ONNX", onnx_result, files["ONNX"])]
     print_table(stages, [*rows, ("MINDIR", mindir_result, files["MINDIR"])])
@@ -166,9 +165,12 @@ def run_mindir(stages: Stages, path: str, data: str) -> tuple[float, float]:
     with open(info_path(path), encoding="utf-8") as file:
         info = ModelInfo.from_json(file.read(), path)
     prepare_device()
-    folder, score, run = read_image_folder(data), Score(), open_mindir(path, 1)
+    folder = fit_classes(read_evaluation_folder(data), info.class_names, info.num_classes)
+    score, run = Score(), open_mindir(path, 1)
     for index, label in enumerate(folder.labels):
-        score.add(run(load_image(folder.full_path(index), info.preprocess)[None]), [label])
+        # One that cannot be decoded was named by the programs before.
+        with contextlib.suppress(ImageError):
+            score.add(run(load_image(folder.full_path(index), info.preprocess)[None]), [label])
     stages.seconds["run MINDIR"] = time.perf_counter() - began
     print(f"{score.images} images, {100 * score.top_1_accuracy:.2f}% right at once", flush=True)
     return score.top_1_accuracy, score.top_5_accuracy

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -123,3 +124,18 @@ def test_images_of_the_user_become_an_examined_and_exported_classifier(tmp_path,
     assert len(rows) == 3 and set(rows.values()) == {rows["checkpoint"]} and float(rows["ONNX"]) >= 90
     assert (folder / "model.onnx").exists() and (folder / "model.mindir").exists()
     assert (folder / "model_0" / "report.html").stat().st_size > 10_000
+
+
+def test_a_held_out_image_that_is_broken_is_left_out_of_every_programs_score(named, tmp_path):
+    """eval.py, infer_onnx.py and the MINDIR file, on the held-out part of a list."""
+    _, folder, told = named
+    for number, row in enumerate(told):
+        shutil.copy(row["image"], tmp_path / f"{number}.jpg")
+    (tmp_path / "2.jpg").write_bytes((tmp_path / "0.jpg").read_bytes()[:400])
+    names = [row["classes"][0]["class"] for row in told]
+    labels = [*names, names[0]]
+    (tmp_path / "list.csv").write_text("".join(f"{i}.jpg,{label},val\n" for i, label in enumerate(labels)))
+    checkpoint = folder / "photos" / "lite0.ckpt"
+    stages = quickstart_photos.Stages()
+    result, onnx_result = quickstart.examine(stages, str(checkpoint), str(tmp_path / "list.csv"), str(tmp_path / "m"))
+    assert result == onnx_result == (1.0, 1.0)
