@@ -9,8 +9,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-SECONDS_BETWEEN_LINES = 60
-"""In a log a line comes so often at least, once a step has ended."""
+from src.common.cli import SECONDS_BETWEEN_LINES
 
 
 @dataclasses.dataclass(eq=False)

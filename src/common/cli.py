@@ -10,8 +10,13 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, NoReturn
+
+SECONDS_BETWEEN_LINES = 60
+"""A log gets a line so often at least, as long as something goes on."""
 
 
 class UsageError(Exception):
@@ -145,6 +150,27 @@ def three_floats(text: str) -> tuple[float, float, float]:
     if len(values) not in (1, 3) or not all(math.isfinite(value) for value in values):
         raise argparse.ArgumentTypeError(f"expected a number, or three separated by commas, not '{text}'")
     return values * 3 if len(values) == 1 else values
+
+
+# Output
+
+
+@contextlib.contextmanager
+def tell_each_minute(what: str) -> Iterator[None]:
+    """While the body runs, say on standard error after each minute that `what` goes on, so that no log falls silent."""
+    ended, began = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LINES):
+            print(f"{what}: going on for {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 # Errors as sentences

@@ -9,12 +9,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from src.common.cli import tell_each_minute
 from src.evaluation.grad_cam import Head
 from src.evaluation.metrics import Score
 from src.images.preprocess import Preprocess, normalise
 from src.runtime.collective import count_ranks, sum_counts, sum_floats
 
 
+@tell_each_minute("evaluation")
 def evaluate(
     network: nn.Cell,
     batches: Iterable[tuple[np.ndarray, np.ndarray]],

@@ -10,7 +10,7 @@ from typing import Callable
 
 import numpy as np
 
-from src.common.cli import printable
+from src.common.cli import printable, tell_each_minute
 from src.common.machine import count_cores
 from src.data.imagenet import names_in_words
 from src.data.listing import ImageFolder
@@ -106,6 +106,7 @@ class Report:
         if self.outcomes:
             self.outcomes.add(logits, labels)
 
+    @tell_each_minute("report")
     def write(self, score: Score, subject: Subject, unusable: Mapping[int, str], counted: bool) -> str:
         """Write the file.
 

@@ -5,10 +5,12 @@ import errno
 import importlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from src.common import cli
 from src.common.cli import (
     ArgumentParser,
     RunError,
@@ -151,3 +153,17 @@ def test_a_parent_that_is_a_file_is_a_sentence(tmp_path, capsys):
     assert run_cli(main) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and str(tmp_path / "file") in error
+
+
+def test_what_takes_minutes_is_told_each_minute_until_it_ends(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "SECONDS_BETWEEN_LINES", 0.01)
+
+    @cli.tell_each_minute("evaluation")
+    def work():
+        while "evaluation: going on for 0 s" not in capsys.readouterr().err:
+            time.sleep(0.01)
+
+    work()
+    capsys.readouterr()
+    time.sleep(0.1)
+    assert capsys.readouterr().err == ""
