@@ -56,8 +56,11 @@ def read_training_folder(root: str) -> ImageFolder:
     counts = np.bincount(folder.labels, minlength=len(folder.classes))
     if np.count_nonzero(counts) == 1:
         name = folder.classes[int(counts.argmax())]
-        nested = all(path.count("/") > 1 for path in folder.paths)
+        listed = isinstance(folder, ListedImages)
+        nested = not listed and all(path.count("/") > 1 for path in folder.paths)
         advice = f"name the folder whose folders are the classes: {root}/{name}?" if nested else "add a second one"
+        if listed and len(counts) > 1:
+            advice = f"give images of the other classes ({len(counts) - 1}) to the split train"
         raise UsageError(f"{root}: there is one class only, '{printable(name)}', and nothing to tell apart; {advice}")
     say_remarks(folder, counts)
     return folder

@@ -184,6 +184,13 @@ class TestParts:
         path = write(photos, "\n".join(rows(part=True)).replace(",val", ",Training"))
         assert read_evaluation_folder(path).paths == ["owl/deep/3.png"]
 
+    def test_one_class_to_train_on(self, photos):
+        path = write(photos, "cat/1.jpg,cat,train\ncat/2.jpg,cat,train\nowl/deep/3.png,owl,val\n")
+        with pytest.raises(UsageError, match=r"one class only, 'cat', .* images of the other classes \(1\) to the split"):
+            read_training(path)
+        with pytest.raises(UsageError, match=r"one class only, 'owl', .*; add a second one"):
+            read_training(write(photos, "owl/deep/3.png,owl\n"))
+
     @pytest.mark.parametrize(("part", "read"), [("test", read_training), ("train", read_evaluation_folder)])
     def test_no_image_of_the_split(self, photos, part, read):
         path = write(photos, f"cat/1.jpg,cat,{part}\ndog/1.jpg,dog,{part}\n")
