@@ -66,7 +66,7 @@ def compile_library(name: str, compiler: Sequence[str], flags: Sequence[Sequence
     if loads(path):
         return path
     try:
-        with locked(f"{path}.lock", wait=True):
+        with locked(f"{path}.lock", wait=True, needed=False):
             # Another process may have made it while this one waited.
             if not loads(path):
                 compile_first(compiler, flags, path)

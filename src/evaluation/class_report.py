@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from src.common.cli import RunError, printable
-from src.common.files import atomic_path, atomic_write
+from src.common.files import atomic_path, atomic_write, is_stream
 from src.evaluation.metrics import label_ranks
 
 COLUMNS = ("label", "class", "images", "unusable", "top_1", "top_5", "top_1_accuracy", "top_5_accuracy")
@@ -60,7 +60,11 @@ def check_writable(path: str) -> None:
     """
     if os.path.isdir(path):
         raise RunError(f"{path}: it is a directory")
-    folder = os.path.dirname(os.path.abspath(path))
+    if is_stream(path):
+        if not os.access(path, os.W_OK):
+            raise RunError(f"{path}: permission was denied")
+        return
+    folder = os.path.dirname(os.path.realpath(path))
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     if not os.path.isdir(folder):

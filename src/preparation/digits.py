@@ -98,6 +98,7 @@ def write_digits(root: str) -> bool:
     """
     images, labels = load_digits()
     paths = digit_paths(labels)
+    root = os.path.realpath(root)  # a link stays
     if os.path.isdir(root) and is_complete(root, paths):
         return False
     if os.path.exists(root) and (not os.path.isdir(root) or os.listdir(root)):

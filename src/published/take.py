@@ -28,7 +28,7 @@ def take(text: str) -> Taken:
     """
     row, revision = find_published(text)
     note = note_path(row.name, revision)
-    with locked(f"{note}.lock", wait=True):
+    with locked(f"{note}.lock", wait=True, needed=False):
         known = read_note(note)
         if known and os.path.isfile(known.path):
             check_unchanged(known, file_sha256(known.path), note)

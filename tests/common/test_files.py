@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from src.common.cli import RunError
 from src.common.files import atomic_path, atomic_write, file_sha256, locked
 
 
@@ -54,6 +55,71 @@ class TestFiles:
             raise OSError(errno.ENOSPC, "No space left on device")
         assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "file"))
 
+    @pytest.mark.parametrize("there", [True, False])
+    def test_a_link_stays_and_its_target_is_replaced(self, tmp_path, there):
+        (tmp_path / "target").mkdir()
+        target, link = tmp_path / "target" / "file", tmp_path / "link"
+        link.symlink_to("target/file")
+        if there:
+            target.write_bytes(b"old")
+        with atomic_write(link) as file:
+            file.write(b"new")
+        assert link.is_symlink() and not target.is_symlink() and target.read_bytes() == b"new"
+        assert os.listdir(tmp_path / "target") == ["file"] and sorted(os.listdir(tmp_path)) == ["link", "target"]
+
+    def test_a_link_to_itself_is_an_error_with_its_name(self, tmp_path):
+        (tmp_path / "loop").symlink_to("loop")
+        with pytest.raises(OSError) as error, atomic_write(tmp_path / "loop"):
+            raise AssertionError("the block must not run")
+        assert (error.value.errno, error.value.filename) == (errno.ELOOP, str(tmp_path / "loop"))
+
+
+class TestStreams:
+    """What is no regular file stays what it is."""
+
+    def test_a_device_stays_and_nothing_lies_beside_it(self, tmp_path):
+        before = os.listdir("/dev")
+        with atomic_write("/dev/null") as file:
+            file.write(b"lost")
+            assert os.listdir("/dev") == before
+        assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+        (tmp_path / "link").symlink_to("/dev/null")
+        with atomic_write(tmp_path / "link") as file:
+            file.write(b"lost")
+        assert os.readlink(tmp_path / "link") == "/dev/null" and stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+    def test_a_full_device_is_an_error_with_its_name(self):
+        with pytest.raises(OSError) as error, atomic_write("/dev/full") as file:
+            file.write(b"x")
+        assert (error.value.errno, error.value.filename) == (errno.ENOSPC, "/dev/full")
+
+    def test_a_named_pipe_carries_the_whole_file(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        content = os.urandom(300_000)  # more than a pipe holds
+        with open(tmp_path / "read", "wb") as out, subprocess.Popen(["cat", tmp_path / "pipe"], stdout=out) as reader:
+            with atomic_write(tmp_path / "pipe") as file:
+                file.write(content)
+            assert reader.wait(timeout=60) == 0
+        assert (tmp_path / "read").read_bytes() == content
+        assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode) and sorted(os.listdir(tmp_path)) == ["pipe", "read"]
+
+    @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+    @pytest.mark.parametrize("kind", ["pipe", "file"])
+    def test_standard_output_is_written_to_in_its_turn(self, tmp_path, name, kind):
+        code = (
+            "import sys; sys.path.insert(0, '.')\n"
+            "from src.common.files import atomic_write\n"
+            "print('before')\n"
+            "with atomic_write(sys.argv[1], 'w') as file:\n    file.write('written\\n')\n"
+            "print('after')\n"
+        )
+        with open(tmp_path / "out", "wb") as out:
+            where = subprocess.PIPE if kind == "pipe" else out
+            done = subprocess.run([sys.executable, "-c", code, name], stdout=where, check=True)
+        text = done.stdout if kind == "pipe" else (tmp_path / "out").read_bytes()
+        assert text == b"before\nwritten\nafter\n"
+        assert os.listdir(tmp_path) == ["out"]
+
 
 class TestLocks:
     @pytest.mark.parametrize("kind", ["folder", "file"])
@@ -81,13 +147,28 @@ class TestLocks:
         with locked(str(tmp_path)):
             pass
 
-    def test_a_file_system_without_locks_is_no_error(self, tmp_path, monkeypatch):
-        def refuse(descriptor, operation):
-            raise OSError(95, "Operation not supported")
+    @pytest.mark.parametrize("kind", ["folder", "file"])
+    def test_without_locks_what_is_safe_goes_on_and_is_told_once(self, tmp_path, monkeypatch, capsys, kind):
+        path = str(tmp_path if kind == "folder" else tmp_path / "lock")
+        monkeypatch.setattr("fcntl.flock", refuse_lock)
+        for _ in range(2):
+            with locked(path, needed=False):
+                pass
+        assert capsys.readouterr().err == (
+            f"warning: {tmp_path}: its file system has no locks (Operation not supported); processes that start "
+            "together may do the same work twice\n"
+        )
 
-        monkeypatch.setattr("fcntl.flock", refuse)
-        with locked(str(tmp_path)):
-            pass
+    def test_without_locks_what_is_not_safe_is_refused(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("fcntl.flock", refuse_lock)
+        with pytest.raises(RunError, match=f"{tmp_path}: its file system has no locks .* on another one"):
+            with locked(str(tmp_path)):
+                raise AssertionError("the block must not run")
+
+
+def refuse_lock(descriptor, operation):
+    """What `flock` does on a file system without locks."""
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
 
 def test_the_digest_is_sha256(tmp_path):

@@ -227,6 +227,15 @@ class TestPlaces:
             Report(str(tmp_path / "r.html"), folder, 0.1)
         Report(str(tmp_path / "r.csv"), folder, 0.1)
 
+    def test_a_device_or_a_link_is_written_into(self, folder, tmp_path):
+        (tmp_path / "link.csv").symlink_to("target.csv")
+        (tmp_path / "null.csv").symlink_to("/dev/null")
+        for name in ("link.csv", "null.csv"):
+            write(tmp_path / name, folder, some_logits(folder.labels, 7))
+            assert (tmp_path / name).is_symlink()
+        assert (tmp_path / "target.csv").read_text().startswith("label,class,")
+        assert (tmp_path / "null.csv").is_char_device()
+
     def test_a_missing_folder_is_made(self, folder, tmp_path):
         write(tmp_path / "new" / "r.html", folder, some_logits(folder.labels, 7))
         assert os.listdir(tmp_path / "new") == ["r.html"]

@@ -56,9 +56,11 @@ def test_images_are_64_pixel_rgb_jpegs_of_the_right_digit(digits):
         assert np.corrcoef(shrunk.ravel(), original[position].ravel())[0, 1] > 0.97
 
 
-def test_same_bytes_every_time(digits, tmp_path):
+def test_same_bytes_every_time_behind_a_link_too(digits, tmp_path):
+    (tmp_path / "again").symlink_to("disk/digits")
     assert write_digits(str(tmp_path / "again"))
-    assert read_tree(tmp_path / "again") == read_tree(digits)
+    assert read_tree(tmp_path / "disk" / "digits") == read_tree(digits)
+    assert (tmp_path / "again").is_symlink()
 
 
 def test_complete_folder_is_kept(digits):
