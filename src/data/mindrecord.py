@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import sqlite3
@@ -19,13 +20,16 @@ from typing import Callable
 
 import numpy as np
 
-from src.common.cli import RunError, describe_os_error
+from src.common.cli import RunError, describe_os_error, printable
 from src.data.listing import PackedImages, read_encoded
 
 SUFFIX = ".mindrecord"
 FORMAT = "labelled images 1"
 """Version of the layout, in the description of every shard."""
 MAX_HEADER = 1 << 27
+MAX_PAGE = 1 << 28
+STEPS_PER_BYTE = 10
+"""SQLite's steps that an index may take for each of its bytes; reading one takes less than one."""
 LENGTH_BYTES = 8
 """Each image is preceded by its length, which the index counts as a part of it."""
 
@@ -112,21 +116,38 @@ def read_shard(path: str) -> Shard:
             header = json.loads(file.read(length))
         schema = header["schema"][0]
         fields = schema["schema"].keys()
+        sizes = header["header_size"], header["page_size"]
+        if not all(type(size) is int and 0 < size <= MAX_PAGE for size in sizes):
+            raise ValueError(f"its sizes are {sizes}")
     except OSError as error:
         raise RunError(describe_os_error(error)) from None
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise RunError(f"{path}: it is not a MindRecord, or damaged ({error})") from None
     try:
         description = json.loads(schema["desc"])
         known = description["format"] == FORMAT and schema["blob_fields"] == ["image"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         known = False
     if not known:
         raise RunError(
-            f"{path}: it is a MindRecord of {', '.join(sorted(fields))}, not one of labelled images as "
+            f"{path}: it is a MindRecord of {', '.join(map(printable, sorted(fields)))}, not one of labelled images as "
             "scripts/convert_to_mindrecord.py writes it"
         )
-    return Shard(path, description, int(header["header_size"]), int(header["page_size"]))
+    if not is_description(description):
+        raise RunError(f"{path}: its description is damaged")
+    return Shard(path, description, *sizes)
+
+
+def is_description(fields: dict) -> bool:
+    """Whether a shard's description has what `describe_shard` writes, each of its kind."""
+    classes, counts = fields.get("classes"), [fields.get(name) for name in ("shard", "shards", "images")]
+    return (
+        isinstance(fields.get("listing"), str)
+        and all(type(count) is int for count in counts)
+        and 0 <= counts[0] < counts[1] <= counts[2]
+        and isinstance(classes, list)
+        and all(isinstance(name, str) for name in classes)
+    )
 
 
 def check_complete(shards: list[Shard], path: str) -> None:
@@ -139,10 +160,11 @@ def check_complete(shards: list[Shard], path: str) -> None:
     if len(listings) > 1:
         raise RunError(f"{path}: its shards are of {len(listings)} conversions; each needs a folder of its own")
     count = shards[0].description["shards"]
-    missing = sorted(set(range(count)) - {shard.description["shard"] for shard in shards})
-    if missing:
+    there = {shard.description["shard"] for shard in shards}
+    if len(there) < count:
+        first = next(number for number in range(count) if number not in there)
         raise RunError(
-            f"{path}: {len(missing)} of its {count} shards are missing, the first is number {missing[0] + 1}; the "
+            f"{path}: {count - len(there)} of its {count} shards are missing, the first is number {first + 1}; the "
             "conversion was stopped, the same command completes it"
         )
 
@@ -164,8 +186,6 @@ def join(root: str, shards: list[Shard]) -> MindRecordFolder:
             files.append(open(shard.path, "rb", buffering=0))
         except OSError as error:
             raise RunError(describe_os_error(error)) from None
-        if len(names) and int((rows[1] + rows[2]).max()) > os.path.getsize(shard.path):
-            raise RunError(f"{shard.path}: the shard is cut short")
     table = np.hstack(columns)
     classes = shards[0].description["classes"]
     if not len(paths) == shards[0].description["images"] or not 0 <= table[1].min() <= table[1].max() < len(classes):
@@ -188,7 +208,7 @@ def read_index(shard: Shard) -> tuple[list[str], np.ndarray]:
     """The paths of a shard's images, and int64 rows of their labels, offsets, lengths and checksums.
 
     Raises:
-        RunError: if the index is missing or damaged.
+        RunError: if the index is missing or damaged, or leads beyond the shard's end.
     """
     path = f"{shard.path}.db"
     if not os.path.isfile(path):
@@ -199,12 +219,28 @@ def read_index(shard: Shard) -> tuple[list[str], np.ndarray]:
     )
     try:
         with contextlib.closing(sqlite3.connect(f"{file_uri(path)}?mode=ro", uri=True)) as index:
+            limit_work(index, os.path.getsize(path))
             names, *numbers = zip(*index.execute(query))
         label, page, begin, end, checksum = (np.array(column, np.int64) for column in numbers)
+        paths = [decode_path(name) for name in names]
     except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
         raise RunError(f"{path}: the shard's index is damaged ({error})") from None
-    offset = shard.header_size + page * shard.page_size + begin + LENGTH_BYTES
-    return [decode_path(name) for name in names], np.stack([label, offset, end - begin - LENGTH_BYTES, checksum])
+    length = end - begin - LENGTH_BYTES
+    if min(page.min(), begin.min(), length.min()) < 0 or end.max() > MAX_PAGE:
+        raise RunError(f"{path}: the shard's index is damaged (an image lies outside of its page)")
+    offset, size = shard.header_size + page * shard.page_size + begin + LENGTH_BYTES, os.path.getsize(shard.path)
+    # Pages first: the product may wrap around.
+    if page.max() > size // shard.page_size or (offset + length).max() > size:
+        raise RunError(f"{shard.path}: the shard is cut short")
+    return paths, np.stack([label, offset, length, checksum])
+
+
+def limit_work(index: sqlite3.Connection, size: int) -> None:
+    """End a query that takes more than a table in a file of so many bytes can, such as one on an endless view."""
+    steps = itertools.count(step=10_000)
+    index.set_progress_handler(lambda: next(steps) > STEPS_PER_BYTE * size, 10_000)
+    if hasattr(index, "setlimit"):  # from Python 3.11 on
+        index.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_HEADER)
 
 
 def check_images(path: str, on_images: Callable | None = None) -> MindRecordFolder:
@@ -249,5 +285,13 @@ def encode_path(path: str) -> str:
 
 
 def decode_path(text: str) -> str:
-    """The path that `encode_path` was given."""
-    return os.fsdecode(urllib.parse.unquote_to_bytes(text)) if "%" in text else text
+    """The path that `encode_path` was given.
+
+    Raises:
+        TypeError: if it is no text.
+        ValueError: if the path does not lie below a folder.
+    """
+    path = os.fsdecode(urllib.parse.unquote_to_bytes(text)) if "%" in text else text
+    if path.startswith("/") or not {"", ".", ".."}.isdisjoint(path.split("/")):
+        raise ValueError(f"'{printable(path)}' is no path below a folder")
+    return path

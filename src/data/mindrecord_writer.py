@@ -33,7 +33,7 @@ SCHEMA = {
 }
 INDEX = ["label", "path", "checksum"]
 # MindSpore's limits, in bytes, for the size of a page, which holds whole images, and for the size of a header.
-MIN_PAGE, MAX_PAGE = 1 << 20, 1 << 28
+MIN_PAGE, MAX_PAGE = 1 << 20, mindrecord.MAX_PAGE
 MIN_HEADER = 1 << 16
 PAGE_ENTRY = 300
 """Bytes in the header for each page: more than its entry takes."""

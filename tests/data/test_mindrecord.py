@@ -1,9 +1,13 @@
 """Labelled folders packed into MindRecords: what is read back, stopped conversions, full disks, damaged shards."""
 
+import contextlib
+import json
 import os
 import resource
 import shutil
 import signal
+import sqlite3
+import struct
 import subprocess
 import sys
 import time
@@ -152,6 +156,106 @@ class TestDamaged:
         path = copy / "images_00002_of_00003.mindrecord"
         path.write_bytes(path.read_bytes()[:length])
         assert "images_00002_of_00003.mindrecord: " in self.refused(copy)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda header, description: header.pop("header_size"),
+            lambda header, description: header.update(header_size=-1),
+            lambda header, description: header.update(page_size="big"),
+            lambda header, description: header.update(page_size=0),
+            lambda header, description: header.update(schema=[]),
+            lambda header, description: header.update(schema=[3]),
+            lambda header, description: description.pop("listing"),
+            lambda header, description: description.update(listing=["no", "text"]),
+            lambda header, description: description.pop("shards"),
+            lambda header, description: description.update(shards=1 << 60),
+            lambda header, description: description.update(shards=1 << 60, images=1 << 60),
+            lambda header, description: description.update(shard=-1),
+            lambda header, description: description.update(images=None),
+            lambda header, description: description.update(images=1 << 60),
+            lambda header, description: description.pop("classes"),
+            lambda header, description: description.update(classes=[1, 2]),
+            lambda header, description: description.update(classes={"a": 1}),
+        ],
+    )
+    def test_a_header_without_sense(self, copy, change):
+        for path in sorted(copy.glob("*.mindrecord")):
+            data = path.read_bytes()
+            length = struct.unpack("<Q", data[:8])[0]
+            header = json.loads(data[8 : 8 + length])
+            description = json.loads(header["schema"][0]["desc"])
+            before = json.dumps(description)
+            change(header, description)
+            if json.dumps(description) != before:
+                header["schema"][0]["desc"] = json.dumps(description)
+            text = json.dumps(header).encode()
+            path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + len(text) :])
+        self.refused(copy)
+
+    def test_a_header_that_is_nested_without_end(self, copy):
+        text = b"[" * 1_000_000
+        (copy / "images_00001_of_00003.mindrecord").write_bytes(struct.pack("<Q", len(text)) + text)
+        assert "damaged" in self.refused(copy)
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "UPDATE INDEXES SET PAGE_ID_BLOB = -1",
+            "UPDATE INDEXES SET PAGE_ID_BLOB = 1 << 60",
+            "UPDATE INDEXES SET PAGE_ID_BLOB = (1 << 44)",  # times a page of a megabyte this is 0 in 64 bits
+            "UPDATE INDEXES SET PAGE_OFFSET_BLOB = -8 WHERE ROW_ID = 3",
+            "UPDATE INDEXES SET PAGE_OFFSET_BLOB = 1 << 40, PAGE_OFFSET_BLOB_END = 1 << 41",
+            "UPDATE INDEXES SET PAGE_OFFSET_BLOB_END = PAGE_OFFSET_BLOB - 100 WHERE ROW_ID = 0",
+            "UPDATE INDEXES SET PAGE_OFFSET_BLOB_END = 9223372036854775807",
+            "UPDATE INDEXES SET PAGE_OFFSET_BLOB = 'text'",
+            "UPDATE INDEXES SET label_0 = NULL",
+            "UPDATE INDEXES SET label_0 = 1000",
+            "UPDATE INDEXES SET label_0 = -1",
+            "UPDATE INDEXES SET path_0 = NULL",
+            "UPDATE INDEXES SET path_0 = x'ff'",
+            "UPDATE INDEXES SET path_0 = '../../outside.jpg'",
+            "UPDATE INDEXES SET path_0 = '/etc/passwd'",
+            "UPDATE INDEXES SET path_0 = 'a/%2E%2E/b'",
+            "DELETE FROM INDEXES",
+            "DELETE FROM INDEXES WHERE ROW_ID = 2",
+            "DROP TABLE INDEXES",
+        ],
+    )
+    def test_an_index_without_sense(self, copy, statement):
+        with contextlib.closing(sqlite3.connect(copy / "images_00002_of_00003.mindrecord.db")) as index, index:
+            index.execute(statement)
+        self.refused(copy)
+
+    def test_an_index_that_never_ends(self, copy):
+        columns = "ROW_ID, path_0, label_0, PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END, checksum_0"
+        with contextlib.closing(sqlite3.connect(copy / "images_00002_of_00003.mindrecord.db")) as index, index:
+            index.execute("DROP TABLE INDEXES")
+            index.execute(
+                f"CREATE VIEW INDEXES ({columns}) AS WITH RECURSIVE t(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM t) "
+                "SELECT n, 'a', 0, 0, 0, 9, 0 FROM t"
+            )
+        assert "the shard's index is damaged" in self.refused(copy)
+
+    def test_flipped_bits_are_a_sentence_or_nothing(self, copy, packed):
+        """In a header, whose checksum nobody keeps, and in an index; images have a checksum each."""
+        random = np.random.default_rng(0)
+        for name in ("images_00002_of_00003.mindrecord", "images_00002_of_00003.mindrecord.db"):
+            whole = (copy / name).read_bytes()
+            for _ in range(150):
+                data = bytearray(whole)
+                for place in random.integers(0, min(len(whole), 4000 if name.endswith("d") else len(whole)), 3):
+                    data[place] ^= 1 << random.integers(8)
+                (copy / name).write_bytes(data)
+                try:
+                    folder = read_image_folder(str(copy))
+                    for index in range(len(folder)):
+                        with contextlib.suppress(OSError):
+                            folder.read(index)
+                except RunError as error:
+                    assert "\n" not in str(error)
+            (copy / name).write_bytes(whole)
+        assert listing_of(read_image_folder(str(copy))) == listing_of(read_image_folder(packed))
 
     def test_a_file_that_is_none(self, copy):
         (copy / "other.mindrecord").write_bytes(b"hello, I am a text" * 10)
