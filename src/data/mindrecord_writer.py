@@ -96,12 +96,18 @@ def measure_images(folder: ImageFolder) -> np.ndarray:
     """The size of each image in bytes: int64 array of shape (len(folder),).
 
     Raises:
-        RunError: if an image is missing, or is too large for a page.
+        RunError: if an image is missing, is empty, or is too large for a page.
     """
     try:
         sizes = np.array([folder.size_of(index) for index in range(len(folder))], np.int64)
     except OSError as error:
         raise RunError(describe_os_error(error)) from None
+    empty = np.flatnonzero(sizes == 0)
+    if len(empty):
+        raise RunError(
+            f"{folder.full_path(empty[0])}: the image file is empty, one of {len(empty)}, and a MindRecord holds no "
+            "empty images; remove them"
+        )
     largest = int(sizes.argmax())
     if sizes[largest] > MAX_PAGE // 2:
         raise RunError(f"{folder.full_path(largest)}: its {sizes[largest]} bytes do not fit in a MindRecord")
@@ -214,12 +220,14 @@ def group_rows(folder: ImageFolder, indices: range, sizes: np.ndarray) -> Iterat
     """Rows for MindSpore's writer, in groups of at most ROWS_AT_ONCE rows and about BYTES_AT_ONCE bytes.
 
     Raises:
-        RunError: if an image cannot be read.
+        RunError: if an image cannot be read, or has changed its size.
     """
     rows: list[dict] = []
     held = 0
     for index, size in zip(indices, sizes):
         data = read_encoded(folder, index)
+        if len(data) != size:
+            raise RunError(f"{folder.full_path(index)}: the image changed while it was packed; start again")
         rows.append(
             {
                 "label": int(folder.labels[index]),

@@ -375,6 +375,27 @@ class TestConverting:
             convert(folder, str(tmp_path / "out"))
         assert folder.full_path(3) in str(error.value)
 
+    @pytest.mark.parametrize("when", ["before", "meanwhile"])
+    def test_an_empty_image_is_named(self, root, tmp_path, monkeypatch, when):
+        """MindSpore's writer has no place for it and says so without its name."""
+        shutil.copytree(root, tmp_path / "images")
+        folder = read_image_folder(str(tmp_path / "images"))
+        if when == "before":
+            os.truncate(folder.full_path(3), 0)
+        else:
+            measure = mindrecord_writer.measure_images
+
+            def measure_and_empty(folder):
+                sizes = measure(folder)
+                os.truncate(folder.full_path(3), 0)
+                return sizes
+
+            monkeypatch.setattr(mindrecord_writer, "measure_images", measure_and_empty)
+        with pytest.raises(RunError, match="is empty, one of 1" if when == "before" else "changed while") as error:
+            convert(folder, str(tmp_path / "out"))
+        assert str(error.value).startswith(folder.full_path(3) + ": ")
+        assert self.shards(tmp_path / "out") == []
+
     def test_two_at_once(self, root, tmp_path):
         out = tmp_path / "out"
         out.mkdir()
