@@ -10,11 +10,13 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 
 from src.common.files import atomic_path, locked
@@ -23,6 +25,8 @@ from src.common.machine import cpu_flags
 COMPILERS = {"CC": ("C", "cc", "gcc", "clang"), "CXX": ("C++", "g++", "c++", "clang++")}
 """The environment variable that names a compiler: its language, and what is tried after it."""
 SECONDS = 300
+KEPT = 8
+"""Libraries of one name that the cache holds: a home folder may be shared by machines that differ."""
 
 
 class CompileError(Exception):
@@ -64,12 +68,15 @@ def compile_library(name: str, compiler: Sequence[str], flags: Sequence[Sequence
     """
     path = os.path.join(cache_folder(), f"{name}-{library_digest(compiler, flags, sources)}.so")
     if loads(path):
+        with contextlib.suppress(OSError):
+            os.utime(path)  # it is in use: `remove_old` keeps it
         return path
     try:
         with locked(f"{path}.lock", wait=True, needed=False):
             # Another process may have made it while this one waited.
             if not loads(path):
                 compile_first(compiler, flags, path)
+                remove_old(os.path.dirname(path), name)
     except OSError as error:
         raise CompileError(f"{path} cannot be made ({error})") from None
     return path
@@ -82,19 +89,28 @@ def cache_folder() -> str:
         CompileError: if there is none.
     """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    temporary = os.path.join(tempfile.gettempdir(), f"efficientnet-mindspore-{os.getuid()}")
-    for folder in (os.path.join(home, "efficientnet-mindspore"), temporary):
+    for folder in (os.path.join(home, "efficientnet-mindspore"), temporary_folder()):
         if is_private_folder(folder):
             return folder
     raise CompileError(f"this user can keep compiled files neither in {home} nor in {tempfile.gettempdir()}")
 
 
+def temporary_folder() -> str:
+    """The path of this user's folder among the temporary files, where somebody else may have put something."""
+    return os.path.join(tempfile.gettempdir(), f"efficientnet-mindspore-{os.getuid()}")
+
+
 def is_private_folder(folder: str) -> bool:
-    """Whether a folder is there, made where missing, and only this user can write to it: others' code is not loaded."""
+    """Whether a folder is there, made where missing, and only this user can write to it: others' code is not loaded.
+
+    A link is none: whoever made it chose where it leads to.
+    """
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        status = os.stat(folder)
+        status = os.lstat(folder)
     except OSError:
+        return False
+    if not stat.S_ISDIR(status.st_mode):
         return False
     others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return status.st_uid == os.getuid() and not others and os.access(folder, os.W_OK)
@@ -122,6 +138,21 @@ def loads(path: str) -> bool:
             ctypes.CDLL(path)
             return True
     return False
+
+
+def remove_old(folder: str, name: str) -> None:
+    """Remove the libraries of a name that were used longest ago, of earlier sources or compilers, and what was cut off.
+
+    A process that has loaded one keeps it.
+    """
+    library, unfinished = (re.compile(p + re.escape(name) + r"-[0-9a-f]{32}\.so") for p in ("", r"\..*\.tmp-"))
+    with contextlib.suppress(OSError):
+        times = {entry.name: entry.stat().st_mtime for entry in os.scandir(folder)}
+        by_use = sorted(filter(library.fullmatch, times), key=times.get, reverse=True)
+        killed = [other for other in filter(unfinished.fullmatch, times) if times[other] < time.time() - 10 * SECONDS]
+        for old in [*by_use[KEPT:], *(f"{other}.lock" for other in by_use[KEPT:]), *killed]:
+            with contextlib.suppress(OSError):
+                os.remove(os.path.join(folder, old))
 
 
 def compile_first(compiler: Sequence[str], flags: Sequence[Sequence[str]], path: str) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
 
 from src.common.cli import RunError, UsageError
 from src.common.files import locked
+from src.common.native import is_private_folder, temporary_folder
 from src.config import Config
 
 FAST_DISK = "/cache"
@@ -85,8 +85,14 @@ def copied_folders(config: Config) -> Iterator[Config]:
 
 
 def local_folder(kind: str, url: str) -> str:
-    """The folder on this machine for a folder of the object store; `kind` is "data" or "output"."""
-    disk = FAST_DISK if os.path.isdir(FAST_DISK) else tempfile.gettempdir()
+    """The folder on this machine for a folder of the object store; `kind` is "data" or "output".
+
+    Raises:
+        RunError: if there is no fast disk, and another user may write to this user's folder of temporary files.
+    """
+    disk = FAST_DISK if os.path.isdir(FAST_DISK) else temporary_folder()
+    if disk != FAST_DISK and not is_private_folder(disk):
+        raise RunError(f"{disk}: it is a link, or a folder that others may write to; remove it")
     return os.path.join(disk, f"efficientnet_{kind}_{zlib.crc32(url.encode()):08x}")
 
 

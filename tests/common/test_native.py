@@ -105,6 +105,53 @@ def test_a_folder_that_others_may_write_to_is_not_used(cache, source, tmp_path):
     assert os.listdir(cache) == []
 
 
+@pytest.mark.parametrize("place", ["cache", "temporary"])
+def test_a_link_is_not_followed(cache, source, tmp_path, place):
+    """Whoever may write to the folder of temporary files can put a link there that leads into this user's files."""
+    (tmp_path / "mine").mkdir(mode=0o700)
+    link = cache if place == "cache" else tmp_path / "temporary" / f"efficientnet-mindspore-{os.getuid()}"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "mine")
+    if place == "cache":
+        assert library(source).startswith(str(tmp_path / "temporary"))
+    else:
+        (tmp_path / "cache").write_text("a file")
+        with pytest.raises(CompileError, match="can keep compiled files neither in"):
+            library(source)
+    assert os.listdir(tmp_path / "mine") == []
+
+
+def test_the_cache_keeps_what_was_used_last(cache, source, monkeypatch):
+    """Sources change with every version; what no version uses any more goes, what others call theirs stays."""
+    monkeypatch.setattr(native, "KEPT", 3)
+    monkeypatch.setenv("CC", "cc")
+    texts = [f"int seven(void) {{ return {number}; }}\n" for number in range(5)]
+    paths = []
+    for number, text in enumerate(texts):
+        source.write_text(text)
+        if number == 4:
+            others = [
+                cache / "seven-other-0.so",
+                cache / f"seventy-{'0' * 32}.so",
+                cache / f".x.tmp-seven-{'1' * 32}.so",
+            ]
+            for other in others:
+                other.write_text("")
+            killed = cache / f".y.tmp-seven-{'1' * 32}.so"
+            killed.write_text("")
+            os.utime(killed, (0, 0))
+            source.write_text(texts[1])
+            assert library(source) == paths[1]  # used again
+            source.write_text(text)
+        paths.append(library(source))
+        os.utime(paths[-1], (number, number))
+    # At the last compilation 2 was the oldest, since 1 was in use; 0 had gone before.
+    kept = {os.path.basename(paths[number]) for number in (1, 3, 4)}
+    assert {name for name in libraries(cache) if name.startswith("seven-") and len(name) > 30} == kept
+    assert {name for name in os.listdir(cache) if name.endswith(".lock")} == {f"{name}.lock" for name in kept}
+    assert all(other.exists() for other in others) and not killed.exists()
+
+
 def test_a_cache_that_cannot_be_written_gives_way_to_temporary_files(cache, source, tmp_path):
     (tmp_path / "cache").write_text("a file")
     assert library(source).startswith(str(tmp_path / "temporary"))

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -235,3 +236,28 @@ def test_train_py_without_moxing_says_so():
     done = subprocess.run([*command, "--train_url", "obs://b"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --run_modelarts needs the package moxing, which ModelArts' own images carry")
+
+
+class TestWithoutAFastDisk:
+    """Images and checkpoints go to this user's folder of temporary files."""
+
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(modelarts, "FAST_DISK", str(tmp_path / "no such disk"))
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        return tmp_path / f"efficientnet-mindspore-{os.getuid()}"
+
+    def test_only_this_user_may_enter_it(self, folder):
+        assert modelarts.local_folder("data", "obs://bucket/images").startswith(f"{folder}/efficientnet_data_")
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+    def test_what_another_user_may_have_put_there_is_refused(self, folder, tmp_path):
+        (tmp_path / "elsewhere").mkdir()
+        folder.symlink_to("elsewhere")
+        with pytest.raises(RunError, match=f"{folder}: it is a link, or a folder that others may write to"):
+            modelarts.local_folder("data", "obs://bucket/images")
+        folder.unlink()
+        folder.mkdir()
+        folder.chmod(0o777)
+        with pytest.raises(RunError, match="others may write to"):
+            modelarts.local_folder("data", "obs://bucket/images")
