@@ -7,6 +7,11 @@ python convert_weights.py --source b0.ckpt --target b0.safetensors --to timm
 
 from __future__ import annotations
 
+from src.common.interrupt import listen
+
+if __name__ == "__main__":
+    listen()
+
 import dataclasses
 import os
 import re

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from src.common.interrupt import listen
+
+if __name__ == "__main__":
+    listen()
+
 import json
 import sys
 

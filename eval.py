@@ -6,6 +6,11 @@ python eval.py --checkpoint_path Efficientnet_b0-rank0-1_625.ckpt --image cat.jp
 
 from __future__ import annotations
 
+from src.common.interrupt import listen
+
+if __name__ == "__main__":
+    listen()
+
 import sys
 from collections.abc import Iterator
 

@@ -5,6 +5,11 @@ python export.py --checkpoint_path Efficientnet_b0-rank0-350_625.ckpt --file_nam
 
 from __future__ import annotations
 
+from src.common.interrupt import listen
+
+if __name__ == "__main__":
+    listen()
+
 import dataclasses
 import os
 import sys

@@ -6,6 +6,11 @@ python infer_onnx.py --onnx_path b0.onnx --image cat.jpg 'holiday/*.jpg'
 
 from __future__ import annotations
 
+from src.common.interrupt import listen
+
+if __name__ == "__main__":
+    listen()
+
 import functools
 import json
 import sys

@@ -5,6 +5,11 @@ python train.py --device_id 0 --dataset_path /data/imagenet/train
 
 from __future__ import annotations
 
+from src.common.interrupt import listen
+
+if __name__ == "__main__":
+    listen()
+
 import contextlib
 import os
 import sys

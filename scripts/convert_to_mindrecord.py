@@ -9,6 +9,11 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from src.common.interrupt import listen
+
+if __name__ == "__main__":
+    listen()
+
 from tqdm import tqdm
 
 from src.common.cli import ArgumentParser, UsageError, positive_int, run_cli

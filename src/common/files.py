@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 
 from src.common.cli import RunError
+from src.common.interrupt import unfinished
 
 MOST_LINKS = 40
 """As many symbolic links in a row as Linux follows."""
@@ -39,12 +40,13 @@ def atomic_path(path: str) -> Iterator[str]:
     with contextlib.ExitStack() as held:
         stream = held.enter_context(open_stream(named)) if is_stream(named) else None
         if stream:
-            folder = held.enter_context(tempfile.TemporaryDirectory())
+            folder = held.enter_context(scratch_folder())
         else:
             folder = os.path.dirname(path)
             os.makedirs(folder, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp-" + os.path.basename(named)[-100:], dir=folder)
         os.close(handle)
+        unfinished.add(temporary)
         try:
             yield temporary
             if stream:
@@ -58,6 +60,8 @@ def atomic_path(path: str) -> Iterator[str]:
             if isinstance(error, OSError) and error.filename is None:
                 raise OSError(error.errno, error.strerror, named) from error
             raise
+        finally:
+            unfinished.discard(temporary)
 
 
 def put_in_place(temporary: str, path: str) -> None:
@@ -205,9 +209,20 @@ def warn_once(sentence: str) -> None:
 
 
 @contextlib.contextmanager
+def scratch_folder(**options) -> Iterator[str]:
+    """`tempfile.TemporaryDirectory`, which Ctrl-C removes as well."""
+    with tempfile.TemporaryDirectory(**options) as folder:
+        unfinished.add(folder)
+        try:
+            yield folder
+        finally:
+            unfinished.discard(folder)
+
+
+@contextlib.contextmanager
 def link_with_suffix(path: str, suffix: str) -> Iterator[str]:
     """Give a file another name for the length of a block, for libraries that insist on a suffix."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         link = os.path.join(folder, f"link{suffix}")
         os.symlink(os.path.abspath(path), link)
         yield link

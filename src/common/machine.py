@@ -1,9 +1,13 @@
-"""The processor: what it is called, what it can do, and how many of its cores this process may use."""
+"""The machine: its processor, how many cores and how much memory a process may use, and work in threads."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import platform
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Callable
 
 CPUINFO = "/proc/cpuinfo"
 MEMINFO = "/proc/meminfo"
@@ -60,3 +64,19 @@ def available_memory(meminfo: str = MEMINFO, cgroup: str = CGROUP) -> int:
             # No container, or one without a limit ("max").
             continue
     return free
+
+
+def map_in_order(function: Callable, items: Iterable, workers: int, ahead: int) -> Iterator:
+    """`map` in threads that work on at most `ahead` items before they are asked for."""
+    with concurrent.futures.ThreadPoolExecutor(workers, "images") as executor:
+        pending: deque[concurrent.futures.Future] = deque()
+        try:
+            for item in items:
+                pending.append(executor.submit(function, item))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

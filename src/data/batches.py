@@ -13,8 +13,7 @@ from typing import Callable
 
 import numpy as np
 
-from src.common.machine import count_cores
-from src.common.parallel import map_in_order
+from src.common.machine import count_cores, map_in_order
 from src.data.listing import ImageFolder, read_encoded
 from src.images.bad_images import BadImages, ImageError
 from src.images.preprocess import Preprocess, crop_encoded, normalise

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator
 from typing import Callable
@@ -19,7 +18,7 @@ import numpy as np
 from mindspore.mindrecord import FileWriter
 
 from src.common.cli import RunError, UsageError, describe_os_error
-from src.common.files import check_space, locked, new_file_mode, sync_folder
+from src.common.files import check_space, locked, new_file_mode, scratch_folder, sync_folder
 from src.data import mindrecord
 from src.data.listing import ImageFolder, read_encoded
 
@@ -171,7 +170,7 @@ def write_shard(folder: ImageFolder, indices: range, description: dict, sizes: n
         RunError: if it cannot be written, or what was read back differs.
     """
     name = f"images_{description['shard'] + 1:05}_of_{description['shards']:05}{mindrecord.SUFFIX}"
-    with tempfile.TemporaryDirectory(prefix=ASIDE, dir=out) as aside:
+    with scratch_folder(prefix=ASIDE, dir=out) as aside:
         path = os.path.join(aside, name)
         checksums = write_images(folder, indices, description, sizes, path)
         verify_shard(folder, indices, checksums, path)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from src.common.cli import printable
-from src.common.parallel import map_in_order
+from src.common.machine import map_in_order
 from src.data.listing import ImageFolder, read_encoded
 from src.images.bad_images import ImageError
 from src.images.decode import decode

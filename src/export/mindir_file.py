@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
 from src.common.cli import RunError
-from src.common.files import link_with_suffix
+from src.common.files import link_with_suffix, scratch_folder
 from src.export.plan import ExportPlan, Run
 from src.images.preprocess import Preprocess
 from src.models.layers import ConvNormActivation, convolution
@@ -68,7 +67,7 @@ def write_mindspore(path: str, plan: ExportPlan, weights: Weights) -> None:
         network, plan.info.preprocess if plan.include_preprocessing else None, plan.include_softmax
     ).set_train(False)
     image = ms.Tensor(np.zeros((plan.batch_size, *plan.input_shape), plan.input_type))
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         written = os.path.join(folder, "network" + plan.file_format.suffix)
         try:
             with quiet_logging():

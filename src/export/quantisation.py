@@ -24,7 +24,6 @@ import contextlib
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -32,6 +31,7 @@ import onnx
 from onnx import ModelProto
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+from src.common.files import scratch_folder
 from src.common.machine import cpu_flags
 from src.export.bias_correction import correct_biases, open_model_proto, split
 from src.export.verification import centre
@@ -115,7 +115,7 @@ def quantise(
         "extra_options": {"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         **settings,
     }
-    with tempfile.TemporaryDirectory() as folder, quiet_root_logger():
+    with scratch_folder() as folder, quiet_root_logger():
         # Given the model itself, ONNX Runtime would move its weights out of it into a file.
         paths = [os.path.join(folder, name) for name in ("float.onnx", "int8.onnx")]
         onnx.save(model, paths[0])

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from src.common.cli import UsageError
-from src.common.parallel import map_in_order
+from src.common.machine import map_in_order
 from src.data.listing import Images, read_encoded
 from src.images.bad_images import ImageError
 from src.images.decode import open_image

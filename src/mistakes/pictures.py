@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from src.common.parallel import map_in_order
+from src.common.machine import map_in_order
 from src.data.listing import ImageFolder, read_encoded
 from src.evaluation.grad_cam import Head, class_maps
 from src.images.preprocess import Preprocess, crop_encoded

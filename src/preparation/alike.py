@@ -17,8 +17,7 @@ from typing import Callable
 import numpy as np
 from PIL import Image
 
-from src.common.machine import count_cores
-from src.common.parallel import map_in_order
+from src.common.machine import count_cores, map_in_order
 from src.data.listing import ImageFolder, read_encoded
 from src.images.augment import choose_reduction
 from src.images.bad_images import ImageError

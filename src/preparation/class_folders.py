@@ -8,8 +8,7 @@ from typing import Callable
 
 from src.common.cli import RunError, describe_os_error
 from src.common.files import check_space
-from src.common.machine import count_cores
-from src.common.parallel import map_in_order
+from src.common.machine import count_cores, map_in_order
 from src.data.listing import ImageFolder, read_encoded
 
 BLOCK = 4096

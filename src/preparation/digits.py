@@ -12,6 +12,7 @@ from PIL import Image
 
 from src.common.cli import UsageError
 from src.common.files import sync_folder
+from src.common.interrupt import unfinished
 
 IMAGE_SIZE = 64
 HELD_OUT_PER_CLASS = 36
@@ -106,6 +107,7 @@ def write_digits(root: str) -> bool:
     parent = os.path.dirname(os.path.abspath(root))
     os.makedirs(parent, exist_ok=True)
     aside = tempfile.mkdtemp(prefix=".digits-", dir=parent)
+    unfinished.add(aside)
     try:
         for path, image in zip(paths, images):
             target = os.path.join(aside, path)
@@ -118,4 +120,6 @@ def write_digits(root: str) -> bool:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    finally:
+        unfinished.discard(aside)
     return True

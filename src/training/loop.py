@@ -106,7 +106,6 @@ class TrainingLoop(ms.Callback):
 
     def on_train_step_end(self, run_context) -> None:
         """Check, show, and where an epoch ends evaluate and save."""
-        self.stop.take_signals()
         called = run_context.original_args()
         progress = self.progress
         progress.step = self.first_step + called.cur_step_num

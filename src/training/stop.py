@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 
+from src.common.interrupt import acting
 from src.runtime.collective import sum_floats
 
 
@@ -27,28 +28,23 @@ class StopRequest:
 
     def __init__(self):
         self.signal = self.received = 0
-        self.previous: dict = {}
         self.say: Callable[[str], None] = print_line
+        self.held = contextlib.ExitStack()
 
     def __enter__(self) -> StopRequest:
         reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
-        self.previous = {number: signal.getsignal(number) for number in self.NUMBERS}
-        self.take_signals()
-        self.previous_writer = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
+        # `train.py` listens to SIGINT in a way of its own, on which MindSpore has no influence.
+        self.held.enter_context(acting(lambda: self.receive(signal.SIGINT)))
+        for number in self.NUMBERS:
+            self.held.callback(signal.signal, number, signal.signal(number, lambda number, frame: None))
+        self.held.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False))
         threading.Thread(target=self.listen, args=(reader,), daemon=True).start()
         return self
 
     def __exit__(self, *exception) -> None:
-        signal.set_wakeup_fd(self.previous_writer)
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        self.held.close()
         os.close(self.writer)
-
-    def take_signals(self) -> None:
-        """Let Python receive the signals: each run of a graph begins with a handler that makes SIGTERM of SIGINT."""
-        for number in self.NUMBERS:
-            signal.signal(number, lambda number, frame: None)
 
     def listen(self, reader: int) -> None:
         """Receive the signals, which Python writes to the pipe as one byte each, until the pipe is closed."""
@@ -68,7 +64,6 @@ class StopRequest:
 
     def is_asked(self) -> bool:
         """Whether a signal came to any rank; all ranks call this after the same step and get the same answer."""
-        self.take_signals()
         asked = sum_floats([float(self.signal > 0)])[0] > 0
         if asked and not self.signal:
             self.signal = signal.SIGTERM

@@ -10,6 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
+from src.common.interrupt import listen
+
+if __name__ == "__main__":
+    listen()
+
 import numpy as np
 
 import train

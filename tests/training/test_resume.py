@@ -1,17 +1,11 @@
 """Runs that are stopped and go on: real processes, stopped at any moment, end as the undisturbed run does."""
 
 import csv
-import fcntl
 import os
-import pty
 import random
 import re
-import select
 import shutil
 import signal
-import struct
-import subprocess
-import termios
 import time
 
 import numpy as np
@@ -19,6 +13,7 @@ import pytest
 
 from src.common.cli import RunError
 from src.weights.checkpoint import read_entries
+from tests.support.terminal import Terminal
 from tests.support.training_runs import (
     EPOCHS,
     STEPS,
@@ -66,31 +61,15 @@ class TestARunThatIsStopped:
         assert int(stop[1]) < EPOCHS * STEPS
 
     def test_ctrl_c_at_a_terminal_does_so_too_and_a_bar_shows_the_progress(self, folder, few_images):
-        terminal, shown = pty.openpty()
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
         before = len(saved(folder))
-        process = subprocess.Popen(
-            train_command(**self.flags(few_images)),
-            cwd=folder,
-            stdin=shown,
-            stdout=shown,
-            stderr=shown,
-            preexec_fn=become_foreground,
-        )
-        os.close(shown)
-        screen = Screen(terminal)
-        wait_for(lambda: screen.read() and len(saved(folder)) > before + 2, process)
-        os.write(terminal, b"\x03")
-        while process.poll() is None:
-            screen.read()
-        text = screen.read()
-        os.close(terminal)
-        # MindSpore's handler makes SIGTERM of SIGINT from the start of each graph's run to our next `take_signals`.
-        number = process.returncode - 128
-        assert number in (signal.SIGINT, signal.SIGTERM), text
+        terminal = Terminal(train_command(**self.flags(few_images)), folder)
+        wait_for(lambda: terminal.read() and len(saved(folder)) > before + 2, terminal.process)
+        terminal.press_ctrl_c()
+        code, text, as_found = terminal.finish()
+        assert (code, as_found) == (128 + signal.SIGINT, True), text
         assert re.search(r"epoch \d/3: +\d+%\|.*\| \d/4 \[\d\d:\d\d<.*, loss [\d.]+, lr [\d.]+, \d+ images/s\]", text)
         assert not re.search(r"step \d/4, loss: ", text)
-        assert re.search(rf"stopped by signal {number} after step \d+ of 12; --resume auto goes on", text)
+        assert re.search(r"stopped by signal 2 after step \d+ of 12; --resume auto goes on", text)
 
     def test_sigkill_leaves_the_checkpoint_of_a_step(self, folder, few_images):
         before = saved(folder)
@@ -128,32 +107,6 @@ class TestARunThatIsStopped:
     def test_its_best_checkpoint_is_the_undisturbed_runs(self, folder, training_run):
         first, second = (where / "checkpoint" / "model_0" / "best.ckpt" for where in (folder, training_run[0]))
         assert_same_state(first, second)
-
-
-def become_foreground():
-    """Make the new process the one that Ctrl-C at its terminal reaches."""
-    os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-class Screen:
-    """What a terminal has shown."""
-
-    def __init__(self, terminal):
-        self.terminal = terminal
-        self.text = ""
-
-    def read(self):
-        """Take in what is there, waiting for at most a tenth of a second."""
-        while select.select([self.terminal], [], [], 0.1)[0]:
-            try:
-                data = os.read(self.terminal, 1 << 16)
-            except OSError:
-                break
-            if not data:
-                break
-            self.text += data.decode()
-        return self.text or " "
 
 
 def test_a_finished_run_can_be_made_longer(few_images, training_run, tmp_path):

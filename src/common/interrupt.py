@@ -1,0 +1,109 @@
+"""Ctrl-C ends every program with one sentence and exit code 130, whatever its libraries do with the signal.
+
+MindSpore installs a handler of its own at each run of a graph, which makes SIGTERM of SIGINT, and an exception raised
+while MindSpore loads aborts the process. So SIGINT is blocked in all threads, and one thread waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Callable
+
+EXIT_CODE = 128 + signal.SIGINT
+FLUSH_SECONDS = 1.0
+SENTENCE = "stopped by the user"
+
+unfinished: set[str] = set()
+"""Temporary files and folders, which `leave` removes."""
+_actions: list[Callable[[], None]] = []
+"""What the signal does: the last one; `leave` where there is none."""
+_listening = False
+
+
+def listen() -> None:
+    """Let a thread receive SIGINT from now on; a program calls this before it imports anything that starts threads.
+
+    Where the caller ignores the signal, as shells do for what runs in the background, it stays unheard.
+    """
+    global _listening
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if _listening or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        return
+    _listening = True
+    os.register_at_fork(after_in_child=hear)
+    threading.Thread(target=wait_for_interrupts, name="interrupts", daemon=True).start()
+
+
+def leave_while_loading() -> None:
+    """End with the sentence, until the program installs a handler of its own; for programs without MindSpore."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda number, frame: leave())
+
+
+def wait_for_interrupts() -> None:
+    while True:
+        signal.sigwait({signal.SIGINT})
+        act()
+
+
+def act() -> None:
+    """Do what the signal does at present."""
+    (_actions[-1] if _actions else leave)()
+
+
+@contextlib.contextmanager
+def acting(action: Callable[[], None]) -> Iterator[None]:
+    """Let the signal do something else for the length of a block; `action` is called in another thread."""
+    _actions.append(action)
+    try:
+        yield
+    finally:
+        _actions.remove(action)
+
+
+@contextlib.contextmanager
+def heard_by_children() -> Iterator[None]:
+    """Let processes that are started in this block hear the signal: they inherit what their parent's thread blocks."""
+    if not _listening:
+        yield
+        return
+    if threading.current_thread() is threading.main_thread():
+        # This thread hears it as well, and MindSpore may have left its handler.
+        signal.signal(signal.SIGINT, lambda number, frame: act())
+    hear()
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+def hear() -> None:
+    """Let this thread receive the signal."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def leave() -> None:
+    """End the process now, whatever its main thread does: no unfinished file stays, what was printed is seen."""
+    for path in list(unfinished):
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.remove(path)
+    # The main thread may hold the stream's lock, for a reader that does not read.
+    flush = threading.Thread(target=flush_output, daemon=True)
+    flush.start()
+    flush.join(FLUSH_SECONDS)
+    with contextlib.suppress(OSError):
+        # A progress bar's line does not end, and the terminal has written ^C behind it.
+        os.write(2, f"{chr(10) if os.isatty(2) else ''}error: {SENTENCE}\n".encode())
+    os._exit(EXIT_CODE)
+
+
+def flush_output() -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
