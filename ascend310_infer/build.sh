@@ -1,6 +1,6 @@
 #!/bin/sh
-# Build ascend310_infer into build/main; compile only what changed. Engines: MindSpore Lite where LITE_HOME names its package,
-# OpenVINO where the Python environment has it.
+# Build ascend310_infer into build/main; compile only what changed. Engines: AscendCL where CANN's set_env.sh was sourced,
+# MindSpore Lite where LITE_HOME names its package, OpenVINO where the Python environment has it.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 build=${BUILD_DIR:-$here/build}
@@ -13,6 +13,7 @@ fail() {
 case ${1:-} in
     -h | --help)
         echo "usage: sh build.sh [CMake options, for example -DSANITIZE=address]"
+        echo "       ASCEND_HOME_PATH   CANN's folder; its set_env.sh sets this"
         echo "       LITE_HOME=DIR      MindSpore Lite's cloud-side package"
         echo "       PYTHON=FILE        the Python whose environment may have the package openvino"
         echo "       WITH_OPENVINO=OFF  leaves that engine out"
@@ -50,21 +51,28 @@ if [ "${WITH_OPENVINO:-ON}" != OFF ] && command -v "$python" > /dev/null; then
     # Found without importing it, which would take seconds.
     openvino=$("$python" -c 'import importlib.util as u; s = u.find_spec("openvino"); print(s.submodule_search_locations[0] if s else "")' 2> /dev/null) || openvino=
 fi
-set -- -DLITE_HOME="${LITE_HOME:-}" "$@"
+ascend=${ASCEND_HOME_PATH:-${ASCEND_TOOLKIT_HOME:-}}
+if [ -n "$ascend" ] && [ ! -f "$ascend/include/acl/acl.h" ]; then
+    echo "without the engine ascendcl: there is no include/acl/acl.h in '$ascend'"
+    ascend=
+fi
+set -- -DASCEND_HOME="$ascend" -DLITE_HOME="${LITE_HOME:-}" "$@"
 if [ -n "$openvino" ] && [ -f "$openvino/cmake/OpenVINOConfig.cmake" ]; then
     set -- -DWITH_OPENVINO=ON -DOpenVINO_DIR="$openvino/cmake" "$@"
 else
     set -- -DWITH_OPENVINO=OFF "$@"
-    [ -n "${LITE_HOME:-}" ] || fail "there is no engine to build: set LITE_HOME to MindSpore Lite's package, or 'pip install openvino' for '$python'"
+    [ -n "$ascend${LITE_HOME:-}" ] || fail "there is no engine to build: source CANN's set_env.sh, set LITE_HOME to MindSpore Lite's package, or 'pip install openvino' for '$python'"
 fi
 if [ -n "${LITE_HOME:-}" ] && [ ! -d "$LITE_HOME" ]; then
     fail "LITE_HOME is '$LITE_HOME', but there is no such folder"
 fi
 
-# The cache keeps the library of the last LITE_HOME; a new LITE_HOME needs a new search.
-if [ -f "$build/CMakeCache.txt" ] && ! grep -qxF "LITE_HOME:PATH=${LITE_HOME:-}" "$build/CMakeCache.txt"; then
-    rm -f "$build/CMakeCache.txt"
-fi
+# The cache keeps the libraries of the last folders; other folders need a new search.
+for folder in "ASCEND_HOME:PATH=$ascend" "LITE_HOME:PATH=${LITE_HOME:-}"; do
+    if [ -f "$build/CMakeCache.txt" ] && ! grep -qxF "$folder" "$build/CMakeCache.txt"; then
+        rm -f "$build/CMakeCache.txt"
+    fi
+done
 cmake -S "$here" -B "$build" "$@" > "$build.configure.log" 2>&1 || {
     cat "$build.configure.log" >&2
     fail "CMake could not configure the build"

@@ -5,8 +5,10 @@ set -eu
 . "$(dirname -- "$0")/common.sh"
 
 if [ "$#" -lt 2 ]; then
-    echo "usage: bash run_infer_310.sh [MINDIR_PATH] [DATA_PATH] [DEVICE_ID] [further flags of the program]" >&2
-    echo "       LITE_HOME=DIR names MindSpore Lite's package; DEVICE_TARGET=CPU runs a MINDIR or ONNX file on the CPU" >&2
+    echo "usage: bash run_infer_310.sh [MODEL_PATH] [DATA_PATH] [DEVICE_ID] [further flags of the program]" >&2
+    echo "       the model's suffix says what runs it: .mindir MindSpore Lite, .om AscendCL, .onnx OpenVINO on the CPU" >&2
+    echo "       LITE_HOME=DIR names MindSpore Lite's package, CANN's set_env.sh AscendCL;" >&2
+    echo "       DEVICE_TARGET=CPU runs a MINDIR file on the CPU" >&2
     echo "       --skip_existing as a further flag goes on with a run that was stopped" >&2
     exit 2
 fi
@@ -22,7 +24,7 @@ case ${1:-} in
         ;;
 esac
 check_device_id "$device_id"
-check_file MINDIR_PATH "$model_path"
+check_file MODEL_PATH "$model_path"
 check_data DATA_PATH "$data_path"
 case ${DEVICE_TARGET:-} in
     '') ;;

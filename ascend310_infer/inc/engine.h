@@ -32,7 +32,9 @@ struct EngineOptions {
   std::string device_target;  // Ascend or CPU
   int device_id = 0;
   size_t batch_size = 0;  // 0: the model's; if the model takes any, one that suits the engine
-  size_t threads = 0;     // of the engine on a CPU; 0: the engine decides
+  size_t threads = 0;     // on a CPU; with ascendcl: batches under way at once; 0: the engine decides
+  std::string precision;  // of mindspore_lite on an NPU: fp16 or fp32; empty: fp16
+  bool aipp = false;      // whether the model's description says that AIPP normalises the pixels
 };
 
 // One model on one device.
@@ -45,23 +47,27 @@ class Engine {
   // How many batches may be under way at once: each lane is for one thread.
   virtual size_t lanes() const { return 1; }
 
+  // What the user should know of how it runs; empty if there is nothing.
+  virtual std::string remark() const { return {}; }
+
   // Runs a whole batch: shape().batch_size images of shape().image_bytes() bytes, one after the other, in memory that
   // is aligned for float. Returns batch_size rows of num_classes logits, valid until the lane's next call.
   // Throws RunError.
   virtual const float *infer(size_t lane, const uint8_t *images) = 0;
 };
 
-// The engines built into this program, by name: "mindspore_lite", "openvino".
+// The engines built into this program, by name: "ascendcl", "mindspore_lite", "openvino".
 std::vector<std::string> list_engines();
 
-// The engine for a model file by its suffix (.mindir, .ms: mindspore_lite; .onnx: openvino). Throws UsageError for any
-// other suffix.
+// The engine for a model file by its suffix (.om: ascendcl; .mindir, .ms: mindspore_lite; .onnx: openvino). Throws
+// UsageError for any other suffix.
 std::string choose_engine(const std::string &model_path);
 
 // Loads the model. Throws UsageError if the engine is not built in or cannot do what is asked, RunError if it fails.
 std::unique_ptr<Engine> load_engine(const std::string &name, const EngineOptions &options);
 
 // Each engine, in its own file; only those of list_engines() are linked.
+std::unique_ptr<Engine> load_ascendcl(const EngineOptions &options);
 std::unique_ptr<Engine> load_mindspore_lite(const EngineOptions &options);
 std::unique_ptr<Engine> load_openvino(const EngineOptions &options);
 

@@ -15,6 +15,7 @@ struct ModelInfo {
   size_t num_classes = 1000;
   std::vector<std::string> class_names;  // in the order of the labels; empty where they are not known
   Preprocess preprocess;
+  bool aipp = false;  // the model takes pixels, and AIPP on the device normalises them
 };
 
 // Reads the description's JSON. Throws RunError, its sentence beginning with `source`, if it is no JSON, of another

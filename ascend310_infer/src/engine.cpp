@@ -15,10 +15,20 @@ std::string dimensions(const std::vector<int64_t> &shape) {
   return text + ")";
 }
 
+// What the build of an engine needs, for a sentence.
+std::string need_of(const std::string &engine) {
+  if (engine == "ascendcl") return "source CANN's set_env.sh";
+  if (engine == "mindspore_lite") return "set LITE_HOME to the MindSpore Lite package";
+  return "install the Python package openvino";
+}
+
 }  // namespace
 
 std::vector<std::string> list_engines() {
   std::vector<std::string> names;
+#ifdef WITH_ASCENDCL
+  names.emplace_back("ascendcl");
+#endif
 #ifdef WITH_MINDSPORE_LITE
   names.emplace_back("mindspore_lite");
 #endif
@@ -29,18 +39,25 @@ std::vector<std::string> list_engines() {
 }
 
 std::string choose_engine(const std::string &model_path) {
+  if (ends_with(model_path, ".om")) return "ascendcl";
   if (ends_with(model_path, ".mindir") || ends_with(model_path, ".ms")) return "mindspore_lite";
   if (ends_with(model_path, ".onnx")) return "openvino";
-  throw UsageError(model_path + ": expected a model file that ends in .mindir or .onnx (or name the --engine)");
+  throw UsageError(model_path + ": expected a model file that ends in .mindir, .om or .onnx (or name the --engine)");
 }
 
 std::unique_ptr<Engine> load_engine(const std::string &name, const EngineOptions &options) {
   const std::vector<std::string> names = list_engines();
   if (std::find(names.begin(), names.end(), name) == names.end()) {
-    throw UsageError("this program was built without the engine " + name +
-                     (name == "mindspore_lite" ? "; set LITE_HOME to the MindSpore Lite package and build it again"
-                                               : "; install the Python package openvino and build it again"));
+    throw UsageError("this program was built without the engine " + name + "; " + need_of(name) +
+                     " and build it again");
   }
+  if (!options.precision.empty() && name != "mindspore_lite") {
+    throw UsageError("--precision is for mindspore_lite; an OM file's was chosen when it was converted, openvino computes "
+                     "in float32");
+  }
+#ifdef WITH_ASCENDCL
+  if (name == "ascendcl") return load_ascendcl(options);
+#endif
 #ifdef WITH_MINDSPORE_LITE
   if (name == "mindspore_lite") return load_mindspore_lite(options);
 #endif

@@ -5,6 +5,7 @@
 #include <include/api/status.h>
 #include <include/api/types.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "engine.h"
@@ -14,10 +15,21 @@
 namespace {
 
 constexpr size_t kDefaultBatch = 16;
+constexpr size_t kMaxModelBytes = size_t{4} << 30;
 
 std::string describe(const mindspore::Status &status) {
   const std::string text = status.ToString();
   return text.empty() ? "status " + std::to_string(status.StatusCode()) : text;
+}
+
+// On an NPU it is faster, and MindSpore Lite's default; an NPU without float32 convolutions has no other.
+bool computes_in_float16(const EngineOptions &options) { return options.precision != "fp32"; }
+
+// Whether converter_lite has prepared a model: it leaves this attribute in the graph.
+bool is_prepared(const std::string &path) {
+  static const std::string kAttribute = "isOptimized";
+  const std::vector<uint8_t> data = read_file(path, kMaxModelBytes);
+  return std::search(data.begin(), data.end(), kAttribute.begin(), kAttribute.end()) != data.end();
 }
 
 std::shared_ptr<mindspore::Context> make_context(const EngineOptions &options) {
@@ -25,6 +37,7 @@ std::shared_ptr<mindspore::Context> make_context(const EngineOptions &options) {
   if (options.device_target == "Ascend") {
     auto device = std::make_shared<mindspore::AscendDeviceInfo>();
     device->SetDeviceID(static_cast<uint32_t>(options.device_id));
+    device->SetPrecisionMode(computes_in_float16(options) ? "enforce_fp16" : "enforce_fp32");
     context->MutableDeviceInfo().push_back(device);
   } else {
     context->MutableDeviceInfo().push_back(std::make_shared<mindspore::CPUDeviceInfo>());
@@ -52,7 +65,11 @@ class MindSporeLiteEngine : public Engine {
                      std::to_string(static_cast<int>(type)) + ")");
     }
     const bool planes = type == mindspore::DataType::kNumberTypeFloat32;
-    shape_ = describe_model(model_path_, planes ? PixelType::kFloat32Nchw : PixelType::kUint8Nhwc, inputs_[0].Shape(),
+    std::vector<int64_t> dimensions = inputs_[0].Shape();
+    // converter_lite puts the channels last unless it is told not to.
+    channels_last_ = planes && dimensions.size() == 4 && dimensions[1] != 3 && dimensions[3] == 3;
+    if (channels_last_) std::rotate(dimensions.begin() + 1, dimensions.begin() + 3, dimensions.end());
+    shape_ = describe_model(model_path_, planes ? PixelType::kFloat32Nchw : PixelType::kUint8Nhwc, dimensions,
                             options.batch_size, kDefaultBatch);
     fix_batch();
     if (inputs_[0].DataSize() != shape_.batch_size * shape_.image_bytes()) {
@@ -71,12 +88,19 @@ class MindSporeLiteEngine : public Engine {
                      std::to_string(static_cast<int>(logits.DataType())) + ")");
     }
     shape_.num_classes = count_classes(model_path_, logits.Shape(), shape_.batch_size);
+    if (options.device_target == "Ascend") make_remark(options);
   }
 
   const ModelShape &shape() const override { return shape_; }
 
+  std::string remark() const override { return remark_; }
+
   const float *infer(size_t, const uint8_t *images) override {
-    std::memcpy(input(), images, shape_.batch_size * shape_.image_bytes());
+    if (channels_last_) {
+      interleave(images);
+    } else {
+      std::memcpy(input(), images, shape_.batch_size * shape_.image_bytes());
+    }
     predict();
     const mindspore::MSTensor &logits = outputs_.at(logits_position_);
     // Data() copies logits that are on the device to the host. The copy is kept while the caller reads it.
@@ -88,6 +112,15 @@ class MindSporeLiteEngine : public Engine {
   }
 
  private:
+  void make_remark(const EngineOptions &options) {
+    remark_ = std::string("MindSpore Lite was asked to compute in ") +
+              (computes_in_float16(options) ? "float16" : "float32");
+    if (!ends_with(model_path_, ".ms") && !is_prepared(model_path_)) {
+      remark_ += "; it optimises " + model_path_ + " at each start, because converter_lite --optimize=ascend_oriented "
+                 "has not prepared it";
+    }
+  }
+
   // Sets the batch size of a model that was exported for any.
   void fix_batch() {
     std::vector<int64_t> dimensions = inputs_[0].Shape();
@@ -99,6 +132,18 @@ class MindSporeLiteEngine : public Engine {
                      std::to_string(shape_.batch_size) + ": " + describe(resized));
     }
     inputs_ = model_.GetInputs();
+  }
+
+  // Copies images of planes to an input whose channels come last.
+  void interleave(const uint8_t *images) {
+    const size_t plane = shape_.image_size * shape_.image_size;
+    uint8_t *target = input();
+    for (size_t n = 0; n < shape_.batch_size; ++n) {
+      for (size_t i = 0; i < 3 * plane; ++i) {
+        const size_t from = (n * 3 + i % 3) * plane + i / 3;
+        std::memcpy(target + (n * 3 * plane + i) * sizeof(float), images + from * sizeof(float), sizeof(float));
+      }
+    }
   }
 
   uint8_t *input() {
@@ -119,6 +164,8 @@ class MindSporeLiteEngine : public Engine {
   std::vector<mindspore::MSTensor> inputs_;
   std::vector<mindspore::MSTensor> outputs_;
   size_t logits_position_ = 0;
+  bool channels_last_ = false;
+  std::string remark_;
   std::shared_ptr<const void> logits_;
   ModelShape shape_;
 };
@@ -126,5 +173,8 @@ class MindSporeLiteEngine : public Engine {
 }  // namespace
 
 std::unique_ptr<Engine> load_mindspore_lite(const EngineOptions &options) {
+  if (options.device_target == "CPU" && !options.precision.empty()) {
+    throw UsageError("--precision is for an NPU, but --device_target is CPU");
+  }
   return std::make_unique<MindSporeLiteEngine>(options);
 }

@@ -52,12 +52,13 @@ Work list_work(const ImageFolder &folder, const std::vector<bool> &done) {
 
 int run(int argc, char **argv) {
   // -------- Options --------
-  const auto options = parse_options(argc, argv);
+  auto options = parse_options(argc, argv);
   if (!options) return 0;
 
   // -------- Prepare: the model's description, the images, the engine, the results --------
   const std::string &model_path = options->engine.model_path;
   const ModelInfo info = read_model_info(model_path);
+  options->engine.aipp = info.aipp;
   const ImageFolder folder = read_image_folder(options->dataset_path);
   check_classes(info, folder.classes, folder.root, model_path);
   const auto engine = load_engine(options->engine_name, options->engine);
@@ -76,6 +77,7 @@ int run(int argc, char **argv) {
             << " with a result already; engine " << options->engine_name << " on " << options->engine.device_target
             << " " << options->engine.device_id << ", batches of " << engine->shape().batch_size << ", "
             << options->threads << " decoder threads" << std::endl;
+  if (const std::string remark = engine->remark(); !remark.empty()) std::cout << remark << std::endl;
 
   // -------- Run --------
   RunReport report;

@@ -88,7 +88,8 @@ ModelInfo parse_fields(const Json &fields) {
   if (fields.at("format") != kFormat) {
     throw RunError("it is of another format than " + std::to_string(kFormat) + "; a newer program wrote it");
   }
-  refuse_unknown(fields, {"format", "variant", "num_classes", "class_names", "padding", "norm_eps", "preprocess"});
+  refuse_unknown(fields, {"format", "variant", "num_classes", "class_names", "padding", "norm_eps", "preprocess", "origin",
+                          "aipp"});
   ModelInfo info;
   if (fields.contains("variant")) info.variant = fields.at("variant").get<std::string>();
   if (fields.contains("num_classes")) info.num_classes = parse_whole_number(fields, "num_classes", 1, kMaxClasses);
@@ -100,6 +101,7 @@ ModelInfo parse_fields(const Json &fields) {
     }
   }
   info.preprocess = parse_preprocess(fields.at("preprocess"));
+  if (fields.contains("aipp")) info.aipp = fields.at("aipp").get<bool>();
   return info;
 }
 

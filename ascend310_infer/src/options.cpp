@@ -31,17 +31,21 @@ std::optional<Options> parse_options(int argc, char **argv) {
   CLI::App app("Classify every image of a folder of class folders; write the logits of each to a file.\nEngines built in: " +
                join(list_engines()));
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-  app.add_option("--model_path,--mindir_path", options.engine.model_path, "the .mindir or .onnx file")->required();
+  app.add_option("--model_path,--mindir_path", options.engine.model_path, "the .mindir, .om or .onnx file")->required();
   app.add_option("--dataset_path", options.dataset_path, "folder of class folders")->required();
-  app.add_option("--device_target", options.engine.device_target, "Ascend or CPU (default: Ascend for MINDIR, CPU for ONNX)")
+  app.add_option("--device_target", options.engine.device_target, "Ascend or CPU (default: Ascend for MINDIR and OM, CPU for ONNX)")
       ->check(CLI::IsMember({"Ascend", "CPU"}));
   app.add_option("--device_id", options.engine.device_id, "which device")->check(CLI::Range(0, 65535));
-  app.add_option("--engine", options.engine_name, "mindspore_lite or openvino (default: by the model's suffix)")
-      ->check(CLI::IsMember({"mindspore_lite", "openvino"}));
+  app.add_option("--engine", options.engine_name, "ascendcl, mindspore_lite or openvino (default: by the model's suffix)")
+      ->check(CLI::IsMember({"ascendcl", "mindspore_lite", "openvino"}));
   app.add_option("--batch_size", options.engine.batch_size, "images at once (default: what the model was exported for)")
       ->check(CLI::Range(1, 65536));
-  app.add_option("--engine_threads", options.engine.threads, "the engine's threads on a CPU (default: as it likes)")
+  app.add_option("--engine_threads", options.engine.threads,
+                 "the engine's threads on a CPU (default: as it likes); with ascendcl: batches under way at once "
+                 "(default: 2)")
       ->check(CLI::Range(1, 1024));
+  app.add_option("--precision", options.engine.precision, "mindspore_lite on an NPU computes in fp16 or fp32 (default: fp16)")
+      ->check(CLI::IsMember({"fp16", "fp32"}));
   app.add_option("--threads", options.threads, "decoder threads (default: one for each processor)")
       ->check(CLI::Range(1, 1024));
   app.add_option("--result_path", options.result_path, "folder for the result files");

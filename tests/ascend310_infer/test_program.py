@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -18,22 +17,10 @@ from src.images.preprocess import Preprocess, crop_for_evaluation, load_image, n
 from src.inference.result_files import result_names
 from src.weights.model_info import ModelInfo
 from tests.support import cpp_program as cpp
-from tests.support.hard_images import bad_images, draw, encode, good_images, other_images
+from tests.support.hard_images import bad_images, draw, encode, other_images
 from tests.support.loading import read_image
 
 ROOT = cpp.ROOT
-
-
-@pytest.fixture(scope="session")
-def release():
-    """Build folder of the program with both engines, and the double's package."""
-    return cpp.build("tests")
-
-
-@pytest.fixture(scope="session")
-def sanitized():
-    """The same under AddressSanitizer and UBSan, without OpenVINO."""
-    return cpp.build("tests-address", "-DSANITIZE=address", openvino=False)
 
 
 @pytest.fixture
@@ -96,24 +83,6 @@ class Case:
 
     def calls(self):
         return self.log.read_text().splitlines()
-
-
-@pytest.fixture(scope="session")
-def hard(tmp_path_factory):
-    """Folder of a labelled folder `images`: those that the program reads."""
-    folder = tmp_path_factory.mktemp("hard")
-    files = {name: data for name, data in good_images() if not name.startswith("other/")}
-    assert len(files) >= 300
-    cpp.write_files(folder / "images", files)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def bad(tmp_path_factory):
-    """Folder of a labelled folder `images`: those that nobody can use."""
-    folder = tmp_path_factory.mktemp("bad")
-    cpp.write_files(folder / "images", dict(bad_images()))
-    return folder
 
 
 REASONS = {
@@ -211,7 +180,7 @@ class TestMindSporeLite:
     def test_the_library_is_called_as_its_documentation_says(self, case):
         assert case.run("--device_id", "1").returncode == 0
         calls = case.calls()
-        assert calls[:2] == ["Model", "Build on Ascend 1"] and calls[-1] == "~Model"
+        assert calls[:2] == ["Model", "Build on Ascend 1 with enforce_fp16"] and calls[-1] == "~Model"
         # 11 images in batches of 4, and one run at the start that shows the output's shape.
         assert calls[2:-1] == ["Predict 4,3,32,32"] * 4
 
@@ -227,6 +196,33 @@ class TestMindSporeLite:
         cpp.write_double_model(case.model, case.info, probabilities=1)
         assert case.run().returncode == 0
         case.check_results()
+
+    def test_the_precision_is_asked_for(self, case):
+        done = case.run("--precision", "fp32")
+        assert done.returncode == 0 and "Build on Ascend 0 with enforce_fp32" in case.calls()
+        assert "MindSpore Lite was asked to compute in float32" in done.stdout
+        case.fails("--precision is for an NPU", "--precision", "fp16", "--device_target", "CPU", code=2)
+        cpp.write_onnx_model(case.folder / "model.onnx", case.info)
+        case.fails("openvino computes in float32", "--precision", "fp16", model=case.folder / "model.onnx", code=2)
+
+    def test_a_model_that_converter_lite_has_not_prepared_is_named(self, case):
+        sentence = "it optimises " + str(case.model) + " at each start, because converter_lite"
+        assert sentence in case.run().stdout
+        assert "at each start" not in case.run("--device_target", "CPU").stdout
+        cpp.write_double_model(case.model, case.info, isOptimized=1)
+        done = case.run()
+        assert done.returncode == 0 and "float16" in done.stdout and "at each start" not in done.stdout
+
+    @pytest.mark.parametrize("suffix", [".mindir", ".ms"])
+    def test_converter_lite_puts_the_channels_last(self, case, suffix):
+        case.model = case.model.with_suffix(suffix)
+        cpp.write_double_model(case.model, case.info, channels_last=True)
+        done = case.run()
+        assert done.returncode == 0, done.stderr
+        for name, result in zip(case.names, result_names(case.names)):
+            values = load_image(str(case.data / name), case.info.preprocess).transpose(1, 2, 0)
+            logits = np.fromfile(case.results / result, "<f4")
+            np.testing.assert_allclose(logits, cpp.double_logits(values, 3), rtol=1e-5, atol=1e-4)
 
     def test_a_batch_of_any_size_gets_the_one_that_is_asked_for(self, case):
         cpp.write_double_model(case.model, case.info, batch=-1)
@@ -392,9 +388,8 @@ class TestDigits:
 
 def run_infer_310(build, folder, *arguments, **environment):
     """Run the script in a folder with a build of these tests, which is reused: it keeps its options."""
-    where = {"BUILD_DIR": str(build[0]), "LITE_HOME": str(build[1]), "PYTHON": sys.executable}
     command = ["bash", str(ROOT / "scripts" / "run_infer_310.sh"), *map(str, arguments)]
-    environment = {**os.environ, **where, **environment}
+    environment = {**os.environ, **cpp.build_environment(build[0]), **environment}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 
@@ -520,7 +515,7 @@ class TestWrongUse:
     def test_there_is_no_model(self, case):
         case.fails("nothing.mindir: there is no such file", model="nothing.mindir")
         case.fails("it is a directory", model=make_folder(case.folder / "folder.mindir"))
-        case.fails("ends in .mindir or .onnx", model="model.pt", code=2)
+        case.fails("ends in .mindir, .om or .onnx", model="model.pt", code=2)
 
     def test_the_model_is_another_kind_of_file(self, case):
         case.model.write_text("not a model")
@@ -616,6 +611,7 @@ class TestWrongUse:
             ["--device_target", "TPU"],
             ["--device_id", "x"],
             ["--engine", "torch"],
+            ["--precision", "int8"],
             ["--skip_existing", "--repeat", "2"],
             ["extra"],
         ],
@@ -628,7 +624,11 @@ class TestWrongUse:
 
     def test_help(self, case):
         done = case.run("--help")
-        assert done.returncode == 0 and "--skip_existing" in done.stdout and "mindspore_lite, openvino" in done.stdout
+        assert (
+            done.returncode == 0
+            and "--skip_existing" in done.stdout
+            and "ascendcl, mindspore_lite, openvino" in done.stdout
+        )
 
 
 def make_folder(path):
@@ -713,7 +713,7 @@ class TestScripts:
     def test_on_a_device_from_any_folder(self, case):
         done = self.run_script(case, "model.mindir", "data", "1")
         assert done.returncode == 0, done.stderr
-        assert "Build on Ascend 1" in case.calls()
+        assert "Build on Ascend 1 with enforce_fp16" in case.calls()
         case.check_results()
         hits = sum(int(case.expected(name).argmax() == "cdo".index(name[0])) for name in case.names)
         log = (case.folder / "acc.log").read_text()
@@ -723,7 +723,7 @@ class TestScripts:
 
     def test_a_rehearsal_on_the_cpu(self, case):
         cpp.write_onnx_model(case.folder / "model.onnx", case.info)
-        done = self.run_script(case, "model.onnx", "data", DEVICE_TARGET="CPU")
+        done = self.run_script(case, "model.onnx", "data")
         assert done.returncode == 0, done.stderr
         assert re.match(r"accuracy:\d\.\d{3}\n", (case.folder / "acc.log").read_text())
         assert "engine openvino on CPU 0" in (case.folder / "infer.log").read_text()
@@ -772,7 +772,8 @@ class TestScripts:
         assert (release[0] / "main").stat().st_mtime_ns == before
 
     def build_elsewhere(self, tmp_path, **environment):
-        where = {"BUILD_DIR": str(tmp_path / "build"), "LITE_HOME": "", **environment}
+        where = {"BUILD_DIR": str(tmp_path / "build"), "LITE_HOME": "", "ASCEND_HOME_PATH": "", **environment}
+        where.setdefault("ASCEND_TOOLKIT_HOME", "")
         return subprocess.run(
             ["/bin/sh", str(ROOT / "ascend310_infer" / "build.sh")],
             capture_output=True,
@@ -782,7 +783,10 @@ class TestScripts:
 
     def test_the_build_names_what_is_missing(self, tmp_path):
         done = self.build_elsewhere(tmp_path, WITH_OPENVINO="OFF")
-        assert done.returncode == 1 and "there is no engine to build: set LITE_HOME" in done.stderr
+        assert (
+            done.returncode == 1
+            and "there is no engine to build: source CANN's set_env.sh, set LITE_HOME" in done.stderr
+        )
         done = self.build_elsewhere(tmp_path, LITE_HOME="/nowhere")
         assert done.returncode == 1 and "LITE_HOME is '/nowhere', but there is no such folder" in done.stderr
         done = self.build_elsewhere(tmp_path, LITE_HOME=str(tmp_path), WITH_OPENVINO="OFF")

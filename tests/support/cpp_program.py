@@ -18,7 +18,7 @@ SOURCE = ROOT / "ascend310_infer"
 
 
 def build(name: str, *options: str, openvino: bool = True) -> tuple[Path, Path]:
-    """Build the double of MindSpore Lite and the program against it, only what changed since the last time.
+    """Build the doubles of MindSpore Lite and of AscendCL and the program against them, only what has changed.
 
     Args:
         name: of the build folder, for builds with the same options.
@@ -26,21 +26,22 @@ def build(name: str, *options: str, openvino: bool = True) -> tuple[Path, Path]:
         openvino: whether that engine is wanted, too.
 
     Returns:
-        The build's folder and the double's package, which is LITE_HOME.
+        The build's folder and the package of MindSpore Lite's double, which is LITE_HOME.
     """
     folder = SOURCE / f"build-{name}"
     sanitize = [option for option in options if option.startswith("-DSANITIZE")]
-    double = folder / "lite_double"
-    jobs = str(len(os.sched_getaffinity(0)))
-    for command in (
-        ["cmake", "-S", ROOT / "tests/cpp/lite_double", "-B", double, *sanitize],
-        ["cmake", "--build", double, "--parallel", jobs],
-    ):
-        check(command)
-    environment = {"LITE_HOME": str(double / "package"), "BUILD_DIR": str(folder), "PYTHON": sys.executable}
-    environment["WITH_OPENVINO"] = "ON" if openvino else "OFF"
-    check(["sh", SOURCE / "build.sh", "-DWITH_TESTS=ON", *options], env={**os.environ, **environment})
-    return folder, double / "package"
+    for double in ("lite_double", "acl_double"):
+        check(["cmake", "-S", ROOT / "tests/cpp" / double, "-B", folder / double, *sanitize])
+        check(["cmake", "--build", folder / double])
+    environment = {**os.environ, **build_environment(folder), "WITH_OPENVINO": "ON" if openvino else "OFF"}
+    check(["sh", SOURCE / "build.sh", "-DWITH_TESTS=ON", *options], env=environment)
+    return folder, folder / "lite_double" / "package"
+
+
+def build_environment(folder: Path) -> dict[str, str]:
+    """What makes build.sh reuse a build of these tests."""
+    lite, cann = (str(folder / double / "package") for double in ("lite_double", "acl_double"))
+    return {"LITE_HOME": lite, "ASCEND_HOME_PATH": cann, "BUILD_DIR": str(folder), "PYTHON": sys.executable}
 
 
 def check(command: list, **options) -> None:
@@ -49,14 +50,23 @@ def check(command: list, **options) -> None:
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
 
 
-def write_double_model(path: Path, info: ModelInfo, batch: int = 4, kind: str = "float32", **settings: int) -> None:
-    """Write a model file of the double and the description beside it."""
-    size = info.preprocess.image_size
-    shape = f"{batch} 3 {size} {size}" if kind == "float32" else f"{batch} {size} {size} 3"
-    lines = ["lite_double", f"input {kind} {shape}", f"classes {info.num_classes}"]
+def write_double_model(
+    path: Path, info: ModelInfo, batch: int = 4, kind: str = "float32", channels_last: bool = False, **settings
+) -> None:
+    """Write a model file of a double, AscendCL's for .om, and the description beside it.
+
+    Args:
+        kind: of the input; the description of an OM that takes uint8 says that AIPP normalises.
+        settings: further lines of the file, see the double.
+    """
+    om, size = path.suffix == ".om", info.preprocess.image_size
+    last = channels_last or kind == "uint8"
+    shape = f"{batch} {size} {size} 3" if last else f"{batch} 3 {size} {size}"
+    lines = ["acl_double" if om else "lite_double", f"input {kind} {shape}", f"classes {info.num_classes}"]
     lines += [f"{name} {value}" for name, value in settings.items()]
     path.write_text("\n".join(lines) + "\n")
-    path.with_suffix(".json").write_text(info.to_json())
+    aipp = {"aipp": True} if om and kind == "uint8" else {}
+    path.with_suffix(".json").write_text(json.dumps({**json.loads(info.to_json()), **aipp}))
 
 
 def double_logits(values: np.ndarray, classes: int) -> np.ndarray:

@@ -6,11 +6,12 @@
 // with p the position in the image's values as they lie in memory. Its model file is text:
 //
 //   lite_double
-//   input float32 4 3 32 32      (or uint8 4 32 32 3; -1 for a batch of any size)
+//   input float32 4 3 32 32      (or uint8 4 32 32 3, or float32 with the channels last; -1 for a batch of any size)
 //   classes 10
 //   fail_at 7                    (optional: the seventh run of a batch reports a failure)
 //   milliseconds 20              (optional: how long a run takes at least)
 //   probabilities 1              (optional: another output of the same shape, all zeros, before the logits)
+//   isOptimized 1                (optional: converter_lite has prepared it)
 //
 // There are two Ascend devices, 0 and 1.
 
@@ -84,7 +85,8 @@ Model::~Model() { note("~Model"); }
 
 Status Model::Build(const std::string &model_path, ModelType model_type, const std::shared_ptr<Context> &context) {
   if (impl_->built) return fail("Build was called twice");
-  if (model_type != kMindIR) return fail("the model's type is not kMindIR");
+  const bool lite = model_path.size() > 3 && model_path.compare(model_path.size() - 3, 3, ".ms") == 0;
+  if (model_type != (lite ? kMindIR_Lite : kMindIR)) return fail("the model's type is not that of its file");
   if (context == nullptr || context->MutableDeviceInfo().size() != 1) return fail("expected one device");
   const auto device = context->MutableDeviceInfo().front();
   std::string where = "CPU";
@@ -93,7 +95,9 @@ Status Model::Build(const std::string &model_path, ModelType model_type, const s
     if (ascend->GetDeviceID() >= kAscendDevices) {
       return fail("there is no Ascend device " + std::to_string(ascend->GetDeviceID()));
     }
-    where = "Ascend " + std::to_string(ascend->GetDeviceID());
+    const std::string precision = ascend->GetPrecisionMode();
+    if (precision != "enforce_fp16" && precision != "enforce_fp32") return fail("precision mode '" + precision + "'");
+    where = "Ascend " + std::to_string(ascend->GetDeviceID()) + " with " + precision;
   }
   std::ifstream file(model_path);
   std::string word;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace mindspore {
@@ -26,9 +27,12 @@ class AscendDeviceInfo : public DeviceInfoContext {
   enum DeviceType GetDeviceType() const override { return kAscend; }
   void SetDeviceID(uint32_t device_id) { device_id_ = device_id; }
   uint32_t GetDeviceID() const { return device_id_; }
+  void SetPrecisionMode(const std::string &precision_mode) { precision_mode_ = precision_mode; }
+  std::string GetPrecisionMode() const { return precision_mode_; }
 
  private:
   uint32_t device_id_ = 0;
+  std::string precision_mode_;
 };
 
 class Context {
