@@ -1,4 +1,4 @@
-"""Write a checkpoint as a file for deployment: MINDIR, ONNX or AIR.
+"""Write a checkpoint as a file for deployment: MINDIR, ONNX, AIR or OM.
 
 python export.py --checkpoint_path Efficientnet_b0-rank0-350_625.ckpt --file_name b0 --file_format ONNX
 """
@@ -47,9 +47,11 @@ def parse_arguments(argv=None):
     formats = {"type": choice(*FORMATS), "default": "MINDIR", "metavar": "|".join(FORMATS)}
     parser.add_argument("--file_format", **formats, help="AIR needs an Ascend device (default: MINDIR)")
     add_averaged_flag(parser)
+    soc = "OM: the NPU that it is for, such as Ascend310P3"
+    parser.add_argument("--soc_version", help=soc)
     # Training has a parameter of this name, which means another thing.
     batch = {"dest": "fixed_batch", "metavar": "BATCH_SIZE", "type": positive_int}
-    parser.add_argument("--batch_size", **batch, help="images of a run of MINDIR and AIR (default: 1)")
+    parser.add_argument("--batch_size", **batch, help="images of a run of MINDIR, AIR and OM (default: 1)")
     add_content_flags(parser.add_argument_group("what is in the file"))
     add_proof_flags(parser.add_argument_group("proof"))
     add_parameters(parser, SHARED)
@@ -69,8 +71,8 @@ def add_content_flags(group) -> None:
     group.add_argument(
         "--include_softmax", **switch, default=False, help="second output: probabilities (default: False)"
     )
-    precision = {"type": choice(*PRECISIONS), "default": "fp32", "metavar": "|".join(PRECISIONS)}
-    group.add_argument("--precision", **precision, help="ONNX: how weights are stored (default: fp32)")
+    precision = {"type": choice(*PRECISIONS), "metavar": "|".join(PRECISIONS)}
+    group.add_argument("--precision", **precision, help="ONNX: how weights are stored (default: fp32; OM: fp16)")
     images = "int8: folder of images that ranges are taken from; --calibrate: labelled images that were not trained on"
     group.add_argument("--calibration_path", metavar="DIR", help=images)
     temperature = "divide the logits by the temperature with which the probabilities suit --calibration_path best"
@@ -114,7 +116,7 @@ def plan_export(arguments, parameters: Config, checkpoint: Checkpoint) -> Export
     kind = FORMATS[arguments.file_format]
     info = resolve_info(parameters, checkpoint)
     plan = ExportPlan(
-        path=complete_path(arguments.file_name or f"efficientnet_{info.variant}", kind),
+        path=kind.destination(complete_path(arguments.file_name or f"efficientnet_{info.variant}", kind)),
         file_format=kind,
         info=info,
         averaged=arguments.averaged and checkpoint.ema is not None,
@@ -128,6 +130,7 @@ def plan_export(arguments, parameters: Config, checkpoint: Checkpoint) -> Export
         reduce_range=arguments.reduce_range,
         verify_path=arguments.verify,
         tolerance=arguments.tolerance,
+        soc_version=arguments.soc_version,
     )
     check_plan(plan)
     return plan

@@ -7,14 +7,13 @@ from typing import Callable
 import numpy as np
 
 from src.common.cli import RunError
-from src.common.files import atomic_path, atomic_write
+from src.common.files import atomic_path
 from src.data.image_list import images_below
 from src.export.mindir_file import run_batches
 from src.export.plan import ExportPlan, Run, normalise_all
 from src.export.seeded_images import seeded_images
 from src.export.verification import Comparison, compare, measure_rounding, pick_evenly, read_pixels
 from src.weights.checkpoint import Checkpoint
-from src.weights.model_info import info_path
 from src.weights.names import Weights
 from src.weights.network import build_network, load_weights
 
@@ -48,10 +47,8 @@ def export(checkpoint: Checkpoint, plan: ExportPlan, say: Callable[[str], None] 
         kind.write(path, plan, weights, checkpoint.path, calibration, say)
         if kind.runs_here:
             verify(weights, plan, proof, kind.open(path, plan), say)
-        if not kind.describes_itself:
-            # It gets its name before the file does, which is never without it.
-            with atomic_write(info_path(plan.path), "w") as file:
-                file.write(plan.info.to_json(indent=2) + "\n")
+        # What lies beside the file gets its name before the file does, which is never without it.
+        kind.finish(path, plan, say)
 
 
 def find_proof(plan: ExportPlan) -> tuple[list[str], list[str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 from typing import Callable
 
 from src.common.cli import UsageError
@@ -56,12 +58,51 @@ class Air(Mindir):
     device_target = "Ascend"
 
 
-FORMATS: dict[str, Format] = {kind.name: kind for kind in (Mindir(), Onnx(), Air())}
+class OmSource(Onnx):
+    """The ONNX file that an OM file is made of: in an opset that all versions of ATC read."""
+
+    opset = 11
+
+
+class Om(Onnx):
+    """A file for AscendCL on one kind of NPU, converted by ATC; AIPP on the device normalises its pixels."""
+
+    name = "OM"
+    suffix = ".om"
+    precisions = ("fp16",)
+    fixed_batch = True
+    describes_itself = False
+    takes_pixels = True
+
+    def destination(self, path: str) -> str:
+        from src.export.om_file import SOURCE_SUFFIX, find_atc
+
+        return path if find_atc() else path + SOURCE_SUFFIX
+
+    def write(self, path: str, plan: ExportPlan, weights: Weights, source: str, calibration: list, say: Callable):
+        changes = {"include_preprocessing": False, "batch_size": None, "precision": "fp32"}
+        inner = dataclasses.replace(plan, file_format=OmSource(), **changes)
+        super().write(path, inner, weights, source, calibration, say)
+
+    def open(self, path: str, plan: ExportPlan) -> Run:
+        from src.export.om_file import open_source
+
+        return open_source(path, plan)
+
+    def finish(self, path: str, plan: ExportPlan, say: Callable) -> None:
+        from src.export.om_file import finish_om
+
+        finish_om(path, plan, say)
+
+
+FORMATS: dict[str, Format] = {kind.name: kind for kind in (Mindir(), Onnx(), Air(), Om())}
+SOC_VERSION = re.compile(r"Ascend\d{3}\w*")
 
 
 def name_formats(wanted: Callable[[Format], bool], conjunction: str = "and") -> str:
     """The names of some formats in a sentence."""
-    return f" {conjunction} ".join(kind.name for kind in FORMATS.values() if wanted(kind))
+    names = [kind.name for kind in FORMATS.values() if wanted(kind)]
+    return f" {conjunction} ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def check_plan(plan: ExportPlan) -> None:
@@ -76,7 +117,9 @@ def check_plan(plan: ExportPlan) -> None:
         raise UsageError(f"--batch_size is for {fixed}; an {kind.name} file takes any batch size")
     if precision not in kind.precisions:
         able = name_formats(lambda other: precision in other.precisions)
-        raise UsageError(f"--precision {precision} is for {able}; MindSpore Lite converts a MINDIR file itself")
+        why = "MindSpore Lite converts a MINDIR file itself, and an OM file computes in float16"
+        raise UsageError(f"--precision {precision} is for {able}; {why}")
+    check_soc_version(kind, plan.soc_version)
     if precision == "int8" and plan.calibration_path is None:
         raise UsageError("--precision int8 needs --calibration_path, a folder of images like those to come")
     if precision == "int8" and not plan.fold_bn:
@@ -87,6 +130,23 @@ def check_plan(plan: ExportPlan) -> None:
     if plan.verify_path is not None and not kind.runs_here:
         able = name_formats(lambda other: other.runs_here)
         raise UsageError(f"--verify is for {able}; nothing here can run an {kind.name} file")
+
+
+def check_soc_version(kind: Format, soc_version: str | None) -> None:
+    """Refuse an OM file for no NPU, and an NPU for another file.
+
+    Raises:
+        UsageError: if the two do not go together.
+    """
+    if kind.name != "OM":
+        if soc_version is not None:
+            raise UsageError(f"--soc_version is for OM, but --file_format is {kind.name}")
+    elif not SOC_VERSION.fullmatch(soc_version or ""):
+        given = f"is '{soc_version}', which is no name of an NPU" if soc_version else "is missing"
+        raise UsageError(
+            f"--soc_version {given}; --file_format OM needs it, such as Ascend310P3: 'Ascend' and the name that "
+            "npu-smi info shows on the machine where the file is to run"
+        )
 
 
 def check_device(kind: Format, target: str) -> None:

@@ -50,6 +50,7 @@ def write_onnx(
         np.float16 if plan.precision == "fp16" else np.float32,
         plan.include_preprocessing,
         plan.include_softmax,
+        plan.file_format.opset,
     )
     if plan.precision == "int8":
         reduce_range = cpu_needs_reduced_range() if plan.reduce_range is None else plan.reduce_range

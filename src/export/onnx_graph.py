@@ -19,8 +19,6 @@ from src.weights.model_info import ModelInfo
 from src.weights.names import Weights
 
 OPSET = 17
-# The oldest file format that carries the opset, for the sake of older runtimes.
-IR_VERSION = 8
 BATCH = "N"
 LARGEST_FLOAT16 = 65504.0
 
@@ -73,6 +71,7 @@ def build_model(
     dtype: type = np.float32,
     include_preprocessing: bool = False,
     include_softmax: bool = False,
+    opset: int = OPSET,
 ) -> ModelProto:
     """The network of these weights as a checked ONNX model.
 
@@ -83,6 +82,7 @@ def build_model(
             same, because logits may be large and lie close together.
         include_preprocessing: take uint8 pixels in the layout (N, S, S, 3) and normalise them in the graph.
         include_softmax: give a second output, `probabilities`.
+        opset: from 11 on.
 
     Returns:
         ModelProto with the input `image`, float32 of shape (N, 3, S, S) unless `include_preprocessing`, and the output
@@ -103,6 +103,7 @@ def build_model(
     image_type, shape = (
         (TensorProto.UINT8, (size, size, 3)) if include_preprocessing else (TensorProto.FLOAT, (3, size, size))
     )
+    opsets = [helper.make_opsetid("", opset)]
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
@@ -111,8 +112,9 @@ def build_model(
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, info.num_classes]) for name in outputs],
             list(graph.constants.values()),
         ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        opset_imports=opsets,
+        # The oldest file format that carries the opset, for the sake of older runtimes.
+        ir_version=helper.find_min_ir_version_for(opsets),
     )
     checker.check_model(model, full_check=True)
     return model

@@ -8,8 +8,9 @@ from typing import Callable
 
 import numpy as np
 
+from src.common.files import atomic_write
 from src.images.preprocess import normalise
-from src.weights.model_info import ModelInfo
+from src.weights.model_info import ModelInfo, info_path
 from src.weights.names import Weights
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -23,11 +24,13 @@ class Format(abc.ABC):
     Attributes:
         name: as --file_format takes it.
         suffix: of the file's name.
-        precisions: those of PRECISIONS that it can store.
+        precisions: those of PRECISIONS that it can store, the default first.
         fixed_batch: whether a file takes batches of one size only.
         describes_itself: whether a file holds its description; else that lies beside it, see `info_path`.
         runs_here: whether a written file can be opened for the proof.
         device_target: the device that MindSpore needs to write it; None is any.
+        takes_pixels: whether its input is uint8 pixels in any case.
+        opset: of the ONNX file that it is, or is made of.
     """
 
     name: str
@@ -37,6 +40,23 @@ class Format(abc.ABC):
     describes_itself = False
     runs_here = True
     device_target: str | None = None
+    takes_pixels = False
+    opset = 17
+
+    def destination(self, path: str) -> str:
+        """Where the file is written that a user calls `path`."""
+        return path
+
+    def finish(self, path: str, plan: ExportPlan, say: Callable) -> None:
+        """What remains to be done once the file is proved, before it gets its name.
+
+        Raises:
+            RunError: if it cannot be done.
+            OSError: if a file cannot be written.
+        """
+        if not self.describes_itself:
+            with atomic_write(info_path(plan.path), "w") as file:
+                file.write(plan.info.to_json(indent=2) + "\n")
 
     @abc.abstractmethod
     def write(
@@ -79,11 +99,12 @@ class ExportPlan:
         batch_size: where the format has it fixed, 1 unless given; else None, the file takes any.
         include_preprocessing: the input is pixels, uint8 of shape (N, S, S, 3), instead of normalised images.
         include_softmax: there is a second output, `probabilities`.
-        precision: one of PRECISIONS.
+        precision: one of PRECISIONS; None becomes the format's.
         calibration_path: folder of images that int8's ranges are taken from.
         reduce_range: int8 weights of 7 bits, for CPUs that need it; None asks this machine's.
         verify_path: folder of images to prove the file on; None takes those of `calibration_path`, or seeded ones.
         tolerance: largest difference allowed, see `verification.compare`; None takes the precision's.
+        soc_version: the kind of NPU that an OM file is for, such as "Ascend310P3".
     """
 
     path: str
@@ -94,13 +115,18 @@ class ExportPlan:
     batch_size: int | None = None
     include_preprocessing: bool = False
     include_softmax: bool = False
-    precision: str = "fp32"
+    precision: str | None = None
     calibration_path: str | None = None
     reduce_range: bool | None = None
     verify_path: str | None = None
     tolerance: float | None = None
+    soc_version: str | None = None
 
     def __post_init__(self):
+        if self.precision is None:
+            object.__setattr__(self, "precision", self.file_format.precisions[0])
+        if self.file_format.takes_pixels:
+            object.__setattr__(self, "include_preprocessing", True)
         if self.file_format.fixed_batch and self.batch_size is None:
             object.__setattr__(self, "batch_size", 1)
 

@@ -457,9 +457,9 @@ class TestFailures:
     @pytest.mark.parametrize(
         "flags, sentence",
         [
-            (["--file_format", "AIR"], "--file_format AIR needs an Ascend device, this is a CPU; take MINDIR or ONNX"),
-            (["--file_format", "TFLITE"], "expected one of MINDIR, ONNX, AIR, not 'TFLITE'"),
-            (["--file_format", "ONNX", "--batch_size", "2"], "--batch_size is for MINDIR and AIR"),
+            (["--file_format", "AIR"], "--file_format AIR needs an Ascend device, this is a CPU; take MINDIR"),
+            (["--file_format", "TFLITE"], "expected one of MINDIR, ONNX, AIR, OM, not 'TFLITE'"),
+            (["--file_format", "ONNX", "--batch_size", "2"], "--batch_size is for MINDIR, AIR and OM"),
             (["--batch_size", "0"], "expected a whole number of at least 1, not '0'"),
             (["--precision", "fp16"], "--precision fp16 is for ONNX"),
             (["--file_format", "ONNX", "--precision", "int4"], "expected one of fp32, fp16, int8, not 'int4'"),
@@ -539,7 +539,7 @@ class TestFormats:
 
     def test_what_cannot_be_run_cannot_be_verified(self):
         plan = ExportPlan("b0.air", FORMATS["AIR"], ModelInfo(), verify_path="images")
-        with pytest.raises(UsageError, match="--verify is for MINDIR and ONNX; nothing here can run an AIR file"):
+        with pytest.raises(UsageError, match="--verify is for MINDIR, ONNX and OM; nothing here can run an AIR file"):
             check_plan(plan)
 
     def test_mindir_needs_neither_onnx_nor_onnx_runtime(self):
