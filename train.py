@@ -23,10 +23,10 @@ from src.launch.modelarts import copied_folders
 from src.Monitor import Monitor
 from src.preparation.split import Split, write_split
 from src.training.history import History
-from src.training.loop import LoopSettings, TrainingLoop, choose_sink_size
+from src.training.loop import LoopSettings, TrainingLoop
 from src.training.report import create_evaluator, describe_run, report_complete, report_end
 from src.training.run_folder import CheckpointFolder, locked_run_folder
-from src.training.schedule import Progress
+from src.training.schedule import Progress, choose_sink
 from src.training.setup import Run, begin, create_model, create_stream, create_train_step, resolve_run
 from src.training.step import TrainStep
 from src.training.stop import StopRequest
@@ -116,7 +116,7 @@ def run_steps(run: Run, loop: TrainingLoop) -> None:
     bad = BadImages(len(run.folder), run.config.max_bad_images, root=run.folder.root)
     sink = None
     if run.device.has_data_sink:
-        sink = choose_sink_size(loop.progress, run.config.sink_size, run.config.save_checkpoint_steps)
+        sink = choose_sink(loop.progress, run.config.sink_size, run.config.save_checkpoint_steps)
     with bad.as_sentence():
         loop.run(create_stream(run, loop.progress, bad), sink)
 

@@ -78,6 +78,8 @@ class Monitor:
     def step(self, step: int, loss: float) -> None:
         """Show a step: its number in the run (from 1) and its loss."""
         done = (step - 1) % self.steps_per_epoch + 1
+        # Several steps may have passed since the last call.
+        is_due = done // self.log_interval > self.recent[-1][1] // self.log_interval
         self.calls += 1
         if self.calls == 2 and len(self.recent) > 1:
             # The first step, which compiles the graph, has passed.
@@ -91,7 +93,7 @@ class Monitor:
                 refresh=False,
             )
             self.bar.update(done - self.bar.n)
-        elif done < self.steps_per_epoch and (done % self.log_interval == 0 or self.is_silent()):
+        elif done < self.steps_per_epoch and (is_due or self.is_silent()):
             left = self.steps_per_epoch * self.epochs - step
             self.say(
                 f"epoch {(step - 1) // self.steps_per_epoch + 1}: step {done}/{self.steps_per_epoch}, "

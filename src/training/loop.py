@@ -17,13 +17,16 @@ from src.Monitor import Monitor
 from src.runtime.collective import count_ranks, sum_floats
 from src.training.history import History
 from src.training.run_folder import CheckpointFolder
-from src.training.schedule import Progress
+from src.training.schedule import Progress, Sink
 from src.training.step import TrainStep, network_weights
 from src.training.stop import StopRequest
 from src.weights.checkpoint import find_checkpoints
 from src.weights.names import Weights
 
 SECONDS_FOR_OTHERS = 2.0
+LARGEST_LOSS = 65504
+"""Float16's largest number. Cards that saturate give it, or float32's, where others give infinity."""
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,7 @@ class LoopSettings:
     accumulate_steps: int = 1
     amp_level: str | None = None
     loss_scale: float = 1024
+    loss_scale_mode: str = "fixed"
     class_num: int = 1000
     norm_momentum: float = 0.99
 
@@ -73,20 +77,23 @@ class TrainingLoop(ms.Callback):
         self.first_step = self.saved_step = self.first_step_of_epoch = self.progress.step
         self.saved_path: str | None = None
         self.clock = 0.0
+        self.look, self.looked_at = 1, self.progress.step
+        self.overflows, self.scale = self.step_cell.overflow_state()
         # Lines of the signals' thread must not tear the bar.
         self.stop.say = self.monitor.say
 
-    def run(self, batches, sink_size: int | None) -> None:
+    def run(self, batches, sink: Sink | None) -> None:
         """Compute all steps that are left.
 
         Args:
             batches: MindSpore data set of exactly those steps.
-            sink_size: steps to send to the device at once; None where it has no data sink.
+            sink: see `src.training.schedule.choose_sink`; None where the device has no data sink.
         """
         model = ms.Model(self.step_cell)
-        if sink_size:
+        if sink:
+            self.look = sink.look
             left = self.progress.total_steps - self.progress.step
-            model.train(left // sink_size, batches, callbacks=[self], dataset_sink_mode=True, sink_size=sink_size)
+            model.train(left // sink.size, batches, callbacks=[self], dataset_sink_mode=True, sink_size=sink.size)
         else:
             model.train(1, batches, callbacks=[self], dataset_sink_mode=False)
 
@@ -109,17 +116,55 @@ class TrainingLoop(ms.Callback):
         called = run_context.original_args()
         progress = self.progress
         progress.step = self.first_step + called.cur_step_num
+        ends_epoch = progress.step % progress.steps_per_epoch == 0
+        save_steps = self.settings.save_checkpoint_steps
+        saves = bool(save_steps) and progress.step_in_epoch % save_steps == 0
+        # Reading the loss waits for the device. Ranks look after the same steps, a single one whenever it is asked.
+        asked = count_ranks() == 1 and self.stop.signal
+        if not (ends_epoch or saves or asked or progress.step - self.looked_at >= self.look):
+            return
+        self.looked_at = progress.step
         loss = float(called.net_outputs.asnumpy())
-        if not math.isfinite(loss):
-            raise self.diverged(f"the loss became {loss}")
+        self.check_loss(loss, "the loss")
         self.monitor.step(progress.step, loss)
-        if progress.step % progress.steps_per_epoch == 0:
+        self.check_overflows()
+        if ends_epoch:
             self.finish_epoch(run_context)
-        elif self.settings.save_checkpoint_steps and progress.step_in_epoch % self.settings.save_checkpoint_steps == 0:
+        elif saves:
             self.save()
         if self.stop.is_asked() and self.can_save:
             self.save()
             run_context.request_stop()
+
+    def check_loss(self, loss: float, name: str) -> None:
+        """Stop at a loss that is infinite, NaN, or as large as the largest number that saturation leaves.
+
+        Raises:
+            RunError: see `diverged`.
+        """
+        if not math.isfinite(loss):
+            raise self.diverged(f"{name} became {loss}")
+        if abs(loss) >= LARGEST_LOSS:
+            raise self.diverged(f"{name} became {loss:g}, which is no less than float16's largest number,")
+
+    def check_overflows(self) -> None:
+        """Say which updates a dynamic loss scale has left out, and stop where no scale helps.
+
+        Raises:
+            RunError: if gradients overflow at the smallest scale; see `diverged`.
+        """
+        before, scale_before = self.overflows, self.scale
+        self.overflows, self.scale = self.step_cell.overflow_state()
+        if self.overflows == before:
+            return
+        if scale_before <= 1:
+            raise self.diverged("the gradients overflowed at a loss scale of 1")
+        if self.checkpoints:
+            new = self.overflows - before
+            self.monitor.say(
+                f"overflow: {new} update{'s' * (new > 1)} left out up to step {self.progress.step}, "
+                f"{self.overflows} in all; the loss scale was {scale_before:g} and is {self.scale:g} now"
+            )
 
     @property
     def can_save(self) -> bool:
@@ -137,7 +182,8 @@ class TrainingLoop(ms.Callback):
         rate = self.monitor.learning_rate(self.progress.step)
         # Float16 ends at 65504, which gradients times the loss scale may reach.
         half = self.settings.amp_level not in (None, "O0")
-        more = f"a --loss_scale below {self.settings.loss_scale:g}, " if half else ""
+        scale = "--loss_scale_mode dynamic, " if self.settings.loss_scale_mode == "fixed" else ""
+        more = f"a --loss_scale below {self.settings.loss_scale:g}, {scale}" if half else ""
         return RunError(
             f"{what} at step {self.progress.step_in_epoch} of epoch {self.progress.epoch} with learning rate "
             f"{rate:.3g}; try {more}a smaller --lr_max, more --warmup_epochs or --clip_norm 5 ({kept})"
@@ -149,6 +195,7 @@ class TrainingLoop(ms.Callback):
         seconds = time.perf_counter() - self.clock
         steps = progress.steps_per_epoch
         mean_loss = sum_floats([self.step_cell.take_loss_sum()])[0] / (steps * count_ranks())
+        self.check_loss(mean_loss, "the mean loss of the epoch")
         progress.epoch_seconds += seconds
         self.monitor.end_epoch(progress.epoch, progress.epoch_seconds, steps, mean_loss)
         rate = self.monitor.learning_rate(progress.step)
@@ -225,7 +272,9 @@ class TrainingLoop(ms.Callback):
         weights = network_weights(self.step_cell.network)
         training = {name: parameter.asnumpy() for name, parameter in self.step_cell.training_parameters().items()}
         for name, value in {**weights, **training}.items():
-            if not np.isfinite(value).all():
+            # Sums of gradients may have overflowed where a dynamic scale will leave their update out.
+            spares = self.settings.loss_scale_mode == "dynamic" and name.startswith("gradient_sum")
+            if not (spares or (np.abs(value) < LARGEST).all()):
                 raise self.diverged(f"{name} became infinite or NaN")
         within_epoch = progress.step_in_epoch != progress.steps_per_epoch
         seconds = progress.epoch_seconds + time.perf_counter() - self.clock if within_epoch else 0.0
@@ -235,10 +284,3 @@ class TrainingLoop(ms.Callback):
             progress.epoch, progress.step_in_epoch, is_best, weights, averages, training, state
         )
         self.saved_step = progress.step
-
-
-def choose_sink_size(progress: Progress, most: int, save_steps: int | None) -> int:
-    """Steps to send to the device at once, so that epochs, checkpoints and the run end between two sendings."""
-    per_epoch, left = progress.steps_per_epoch, progress.total_steps - progress.step
-    fits = [n for n in range(1, most + 1) if per_epoch % n == 0 and left % n == 0 and (save_steps or n) % n == 0]
-    return max(fits)

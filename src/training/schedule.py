@@ -1,4 +1,4 @@
-"""How long a run is, how fast it learns, and where it stands."""
+"""How long a run is, how fast it learns, where it stands, and how much of it a device is given at once."""
 
 from __future__ import annotations
 
@@ -81,6 +81,19 @@ class Progress:
         return self.step == self.total_steps or self.has_stagnated(early_stop)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sink:
+    """How many steps run without the host.
+
+    Attributes:
+        size: steps that the device is given at once.
+        look: steps after which the host looks at the loss and for a stop, a multiple of `size`.
+    """
+
+    size: int
+    look: int
+
+
 def create_schedule(config: Config, device: Device, folder: ImageFolder) -> Schedule:
     """Whole global batches make an epoch; the rates are scaled to the global batch where asked for.
 
@@ -110,3 +123,13 @@ def create_learning_rates(config: Config, global_batch: int, updates_per_epoch: 
     factor = global_batch / ZOO_GLOBAL_BATCH if config.scale_lr else 1.0
     rates = (rate * factor for rate in (config.lr_init, config.lr_end, config.lr_max))
     return get_lr(*rates, config.warmup_epochs, config.epoch_size, updates_per_epoch, config.lr_decay_mode)
+
+
+def choose_sink(progress: Progress, most: int, save_steps: int | None) -> Sink:
+    """Steps to give to the device at once, so that epochs, checkpoints and the run end between two such groups.
+
+    Where the numbers of steps have no large common divisor, the groups are small, but the host does not wait for each.
+    """
+    per_epoch, left = progress.steps_per_epoch, progress.total_steps - progress.step
+    size = max(n for n in range(1, most + 1) if per_epoch % n == 0 and left % n == 0 and (save_steps or n) % n == 0)
+    return Sink(size, size * (most // size))

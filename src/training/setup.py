@@ -174,7 +174,7 @@ def create_train_step(run: Run, network: EfficientNet) -> TrainStep:
     settings = config.part(
         StepSettings,
         # The fixed scale of FixedLossScaleManager(loss_scale, drop_overflow_update=False); float32 needs none.
-        loss_scale=1.0 if config.amp_level == "O0" else config.loss_scale,
+        loss_scale=1.0 if (config.amp_level, config.loss_scale_mode) == ("O0", "fixed") else config.loss_scale,
         ema_decay=config.ema_decay if config.use_ema else 0.0,
         rank_size=run.device.rank_size,
     )

@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, nn, ops
 
 from src.runtime.collective import MeanInOneMessage
+from src.runtime.loss_scale import WINDOW, DynamicLossScale
 from src.weights.checkpoint import EMA_PREFIX
 from src.weights.names import Weights
 from src.weights.network import model_parameters
@@ -24,7 +25,9 @@ class StepSettings:
     """How a step is computed.
 
     Attributes:
-        loss_scale: fixed factor on the loss while gradients are computed.
+        loss_scale: factor on the loss while gradients are computed; "dynamic" begins with it.
+        loss_scale_mode: "fixed", or "dynamic": an update whose gradients overflow is left out and the scale halved.
+        scale_window: updates without an overflow after which a dynamic scale is doubled.
         clip_norm: largest global norm of the gradients; 0 clips nothing.
         accumulate_steps: batches whose mean gradient makes one update.
         ema_decay: decay of the weights' moving average; 0 keeps none.
@@ -33,6 +36,8 @@ class StepSettings:
     """
 
     loss_scale: float = 1.0
+    loss_scale_mode: str = "fixed"
+    scale_window: int = WINDOW
     clip_norm: float = 0.0
     accumulate_steps: int = 1
     ema_decay: float = 0.0
@@ -70,6 +75,12 @@ class TrainStep(nn.Cell):
         self.optimizer = optimizer
         self.weights = optimizer.parameters
         self.loss_scale = float(settings.loss_scale)
+        self.is_scaled = self.loss_scale != 1.0
+        self.dynamic_scale = None
+        if settings.loss_scale_mode == "dynamic":
+            self.dynamic_scale = DynamicLossScale(self.loss_scale, settings.rank_size, settings.scale_window)
+            self.loss_scale = self.dynamic_scale.scale
+            self.is_scaled = True
         self.clip_norm = float(settings.clip_norm)
         self.accumulate = settings.accumulate_steps
         self.ema_decay = float(settings.ema_decay)
@@ -77,7 +88,7 @@ class TrainStep(nn.Cell):
         self.mean, self.std = (
             ms.Tensor(np.array(values, np.float32).reshape(1, 3, 1, 1)) for values in (settings.mean, settings.std)
         )
-        self.gradients_of = ops.value_and_grad(self.scaled_loss, None, self.weights)
+        self.gradients_of = ops.value_and_grad(self.scaled_loss, None, self.weights, has_aux=True)
         ranks = settings.rank_size
         self.reduce = create_reducer(self.weights, ranks) if ranks > 1 else ops.identity
         self.loss_sum = Parameter(ms.Tensor(0.0, ms.float32), name="loss_sum", requires_grad=False)
@@ -101,7 +112,9 @@ class TrainStep(nn.Cell):
         return self
 
     def scaled_loss(self, images, labels):
-        return self.loss(self.network(self.normalise(images)), labels) * self.loss_scale
+        """What is differentiated, and the loss itself, which no scale can make infinite."""
+        loss = self.loss(self.network(self.normalise(images)), labels)
+        return loss * self.loss_scale, loss
 
     def normalise(self, images):
         """Pixels as the network's input: a byte each until they are on the device."""
@@ -110,20 +123,28 @@ class TrainStep(nn.Cell):
         return images
 
     def construct(self, images, labels):
-        loss, gradients = self.gradients_of(images, labels)
-        loss = loss / self.loss_scale
+        (_, loss), gradients = self.gradients_of(images, labels)
         ops.assign_add(self.loss_sum, loss)
-        if self.loss_scale != 1.0:
+        if self.is_scaled:
             gradients = self.hyper_map(ops.partial(_scale, 1.0 / self.loss_scale), gradients)
         if self.accumulate > 1:
             self.hyper_map(ops.assign_add, self.gradient_sums, gradients)
             ops.assign_add(self.micro_step, ms.Tensor(1, ms.int32))
             if self.micro_step % self.accumulate == 0:
-                self.update(self.hyper_map(ops.partial(_scale, 1.0 / self.accumulate), self.gradient_sums))
+                self.update_if_finite(self.hyper_map(ops.partial(_scale, 1.0 / self.accumulate), self.gradient_sums))
                 self.hyper_map(_clear, self.gradient_sums)
         else:
-            self.update(gradients)
+            self.update_if_finite(gradients)
         return loss
+
+    def update_if_finite(self, gradients):
+        """Update, unless a dynamic scale finds that the gradients of a rank have overflowed."""
+        if self.dynamic_scale is None or self.dynamic_scale(gradients):
+            self.update(gradients)
+        else:
+            # The learning rate follows the steps, so that it ends where the run does.
+            ops.assign_add(self.optimizer.global_step, self.optimizer.global_step_increase_tensor)
+        return True
 
     def update(self, gradients):
         """Average over the ranks, clip, step, and follow with the moving average."""
@@ -175,6 +196,12 @@ class TrainStep(nn.Cell):
             for name, parameter in wanted.items():
                 parameter.set_data(ms.Tensor(training[name].astype(ms.dtype_to_nptype(parameter.dtype), copy=False)))
         return missing
+
+    def overflow_state(self) -> tuple[int, float]:
+        """Updates left out so far because of an overflow, and the loss scale; 0 and the scale where it is fixed."""
+        if self.dynamic_scale is None:
+            return 0, self.loss_scale
+        return int(self.dynamic_scale.overflows.asnumpy()), float(self.dynamic_scale.scale.asnumpy())
 
     def take_loss_sum(self) -> float:
         """The sum of the losses since the last call, which it sets back to 0."""

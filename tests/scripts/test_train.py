@@ -27,8 +27,7 @@ from src.images.preprocess import Preprocess
 from src.models.effnet import create_network
 from src.runtime.device import Device
 from src.training import report, setup
-from src.training.loop import choose_sink_size
-from src.training.schedule import Progress, create_learning_rates, create_schedule
+from src.training.schedule import Progress, Sink, choose_sink, create_learning_rates, create_schedule
 from src.training.step import network_weights
 from src.weights.checkpoint import read_checkpoint, read_entries, write_checkpoint
 from src.weights.model_info import ModelInfo
@@ -561,12 +560,20 @@ def test_repeated_sampling_is_timms(ranks, monkeypatch):
     assert np.array_equal(training_order(images, seed, epoch, 1, 0), shuffle.numpy())
 
 
-def test_the_devices_loop_gets_epochs_and_checkpoints_between_two_sendings():
-    assert choose_sink_size(Progress(625, 350, 1), 100, None) == 25
-    assert choose_sink_size(Progress(625, 350, 1), 700, None) == 625
-    assert choose_sink_size(Progress(100, 4, 1, step=50), 100, None) == 50
-    assert choose_sink_size(Progress(100, 10, 1), 100, 20) == 20
-    assert choose_sink_size(Progress(7, 3, 1, step=2), 100, None) == 1
+@pytest.mark.parametrize(
+    ("progress", "most", "save_steps", "size", "look"),
+    [
+        (Progress(625, 350, 1), 100, None, 25, 100),
+        (Progress(625, 350, 1), 700, None, 625, 625),
+        (Progress(100, 4, 1, step=50), 100, None, 50, 100),
+        (Progress(100, 10, 1), 100, 20, 20, 100),
+        (Progress(5003, 3, 1), 100, None, 1, 100),
+        (Progress(7, 3, 1, step=2), 100, None, 1, 100),
+    ],
+)
+def test_a_device_is_given_groups_of_steps_that_end_with_epochs_and_checkpoints(progress, most, save_steps, size, look):
+    """A prime number of steps makes groups of one, but the host looks no more often for it."""
+    assert choose_sink(progress, most, save_steps) == Sink(size, look)
 
 
 @pytest.mark.slow

@@ -36,10 +36,13 @@ class Tiny(nn.Cell):
         return self.classifier(x.mean((2, 3)))
 
 
-def batches(steps):
+def batches(steps, overflowing=None):
+    """Of so many steps; the images of step number `overflowing` are a hundred times as bright."""
     random = np.random.default_rng(0)
     images = random.standard_normal((steps, BATCH, 3, 4, 4)).astype(np.float32)
     labels = random.integers(0, 2, (steps, BATCH)).astype(np.int32)
+    if overflowing:
+        images[overflowing - 1] *= 400
     return ds.NumpySlicesDataset((images, labels), ["image", "label"], shuffle=False)
 
 
@@ -48,6 +51,8 @@ class Run:
 
     def __init__(self, folder, scores=(), ema_scores=None, progress=None, on_evaluation=None, **flags):
         evaluation_loss, spoil = flags.pop("evaluation_loss", 0.5), flags.pop("spoil", 0.0)
+        look, on_step = flags.pop("look", 1), flags.pop("on_step", None)
+        step_settings, overflowing = flags.pop("step", {}), flags.pop("overflowing", None)
         config = Config(**{"epoch_size": EPOCHS, "class_num": 2, "use_ema": ema_scores is not None, **flags})
         network = Tiny()
         if spoil:
@@ -56,7 +61,7 @@ class Run:
         optimizer = nn.SGD(network.trainable_params(), learning_rate=[0.1] * STEPS * EPOCHS)
         ema_decay = 0.9 if ema_scores is not None else 0.0
         self.step_cell = TrainStep(
-            network, CrossEntropySmooth(0.1, 2), optimizer, StepSettings(ema_decay=ema_decay)
+            network, CrossEntropySmooth(0.1, 2), optimizer, StepSettings(ema_decay=ema_decay, **step_settings)
         ).set_train()
         self.progress = progress or Progress(STEPS, EPOCHS, BATCH * STEPS)
         self.evaluations = []
@@ -91,7 +96,14 @@ class Run:
                 evaluate=evaluate if scores else None,
                 stop=self.stop,
             )
-            self.loop.run(batches(self.progress.total_steps - self.progress.step), None)
+            self.loop.look = look
+            self.shown = []
+            show = monitor.step
+            monitor.step = lambda step, loss: (show(step, loss), self.shown.append(step))
+            if on_step:
+                take = self.stop.take_signals
+                self.stop.take_signals = lambda: (take(), on_step(self))
+            self.loop.run(batches(self.progress.total_steps - self.progress.step, overflowing), None)
 
     def saved(self):
         return sorted(filter(None, map(parse_name, os.listdir(self.folder))))
@@ -158,7 +170,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
         Run(tmp_path, [1] * 6, on_evaluation=spoil, amp_level="O3")
     sentence = str(error.value)
     assert sentence.startswith("classifier.weight became infinite or NaN at step 2 of epoch 3 with learning rate 0.1; ")
-    assert "try a --loss_scale below 1024, a smaller --lr_max, " in sentence
+    assert "try a --loss_scale below 1024, --loss_scale_mode dynamic, a smaller --lr_max, " in sentence
     assert "--warmup_epochs" in sentence and "--clip_norm" in sentence
     assert sentence.endswith(f"(the last good checkpoint is {tmp_path}/Efficientnet_b0-rank0-2_2.ckpt)")
     assert sorted(filter(None, map(parse_name, os.listdir(tmp_path)))) == [(1, 2), (2, 2)]
@@ -234,3 +246,59 @@ def test_a_step_knows_its_epoch():
     places = [(step, Progress(4, 3, 16, step)) for step in (0, 1, 4, 5, 12)]
     assert [(p.epoch, p.step_in_epoch) for _, p in places] == [(1, 0), (1, 1), (1, 4), (2, 1), (3, 4)]
     assert places[0][1].total_steps == 12
+
+
+class TestLooks:
+    """With a data sink, reading the loss waits for all steps under way, so that it is not read after each."""
+
+    def test_come_after_as_many_steps_as_asked_for_and_where_epochs_end(self, tmp_path):
+        progress = Progress(5, 2, 20)
+        assert Run(tmp_path, progress=progress, look=3).shown == [3, 5, 8, 10]
+
+    def test_come_where_checkpoints_are_saved(self, tmp_path):
+        run = Run(tmp_path, progress=Progress(5, 2, 20), look=100, save_checkpoint_steps=2)
+        assert run.shown == [2, 4, 5, 7, 9, 10]
+        assert run.saved() == [(1, 4), (1, 5), (2, 2), (2, 4), (2, 5)]
+
+    def test_come_at_once_when_a_stop_is_asked_for(self, tmp_path):
+        def ask(run):
+            if run.progress.step == 3 and not run.stop.signal:
+                run.stop.receive(signal.SIGTERM)
+
+        run = Run(tmp_path, progress=Progress(5, 2, 20), look=100, on_step=ask)
+        assert run.shown == [4] and run.saved() == [(1, 4)]
+
+    def test_find_an_infinite_loss_that_came_between_them(self, tmp_path):
+        def spoil(run):
+            if run.progress.step == 2:
+                run.step_cell.loss_sum.set_data(ms.Tensor(np.float32(np.inf)))
+
+        with pytest.raises(RunError, match="the mean loss of the epoch became inf at step 5 of epoch 1"):
+            Run(tmp_path, progress=Progress(5, 2, 20), look=100, on_step=spoil)
+
+
+class TestOverflow:
+    def test_a_saturated_loss_stops_the_run_as_an_infinite_one_does(self, tmp_path):
+        """Logits of 65504, float16's largest number, and half of the labels wrong."""
+        with pytest.raises(RunError) as error:
+            Run(tmp_path, spoil=2 * 65504.0)
+        assert "which is no less than float16's largest number, at step 1 of epoch 1" in str(error.value)
+
+    def test_updates_left_out_are_said_and_counted(self, tmp_path, capsys):
+        """The images of step 3 give gradients beyond float32 at a scale of 2**126; those of the others do not."""
+        run = Run(tmp_path, step={"loss_scale": 2.0**126, "loss_scale_mode": "dynamic"}, overflowing=3)
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("overflow: ")]
+        assert lines == [
+            "overflow: 1 update left out up to step 3, 1 in all; the loss scale was 8.50706e+37 and is 4.25353e+37 now"
+        ]
+        assert run.progress.step == STEPS * EPOCHS
+        assert read_entries(str(tmp_path / "Efficientnet_b0-rank0-6_2.ckpt"))["overflows"] == 1
+
+    def test_gradients_that_overflow_at_the_smallest_scale_stop_the_run(self, tmp_path):
+        def overflow(run):
+            if run.progress.step == 2:
+                run.step_cell.dynamic_scale.overflows.set_data(ms.Tensor(1, ms.int32))
+
+        step = {"loss_scale": 1.0, "loss_scale_mode": "dynamic"}
+        with pytest.raises(RunError, match="the gradients overflowed at a loss scale of 1 at step 1 of epoch 2"):
+            Run(tmp_path, step=step, on_step=overflow)

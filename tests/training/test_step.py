@@ -102,8 +102,76 @@ def test_the_loss_scale_changes_neither_the_loss_nor_the_update():
 def test_what_is_differentiated_is_the_loss_times_the_scale():
     """Without it gradients in float16 would be flushed to zero."""
     _, step = create(evaluation=True, loss_scale=1024.0)
-    scaled = step.scaled_loss(*batch()).asnumpy()
-    assert np.isclose(scaled, 1024 * step(*batch()).asnumpy(), rtol=1e-6)
+    scaled, loss = (value.asnumpy() for value in step.scaled_loss(*batch()))
+    assert np.isclose(scaled, 1024 * loss, rtol=1e-6)
+    assert loss == step(*batch()).asnumpy()
+
+
+OVERFLOWING = 1e12
+"""Times this the images give gradients beyond float32 at a loss scale of 2**100, and a loss that is a number."""
+
+
+def test_a_dynamic_scale_is_pytorchs_grad_scaler():
+    """Over 12 steps with overflows in steps 2, 3 and 8: the scale, and which updates are left out. Window 3."""
+    network, step = create(
+        evaluation=True, momentum=0.0, loss_scale=2.0**100, loss_scale_mode="dynamic", scale_window=3
+    )
+    peer = torch_tiny(network).eval()
+    optimizer = torch.optim.SGD(peer.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100, growth_interval=3)
+    skipped = 0
+    for t in range(12):
+        images, labels = batch(t)
+        images = images * (OVERFLOWING if t in (2, 3, 8) else 1)
+        before = values(network)
+        loss = torch_step(peer, images, labels, scaler)
+        scaler.step(optimizer)
+        scaler.update()
+        assert np.isclose(step(images, labels).asnumpy(), loss, rtol=1e-4) and np.isfinite(loss)
+        changed = not np.array_equal(values(network)["conv.weight"], before["conv.weight"])
+        skipped += not changed
+        assert step.overflow_state() == (skipped, scaler.get_scale())
+        assert changed == (t not in (2, 3, 8))
+    assert_like(network, peer, 1e-5)
+
+
+def test_an_update_left_out_changes_nothing_but_the_scale_and_the_place_in_the_schedule():
+    network, step = create(
+        evaluation=True, loss_scale=2.0**100, loss_scale_mode="dynamic", ema_decay=0.9, clip_norm=1.0
+    )
+    step(*batch(0))
+    images, labels = batch(1)
+    before = {**values(network), **{name: p.asnumpy().copy() for name, p in step.training_parameters().items()}}
+    averages = step.average_weights()
+    step(images * OVERFLOWING, labels)
+    after = {**values(network), **{name: p.asnumpy() for name, p in step.training_parameters().items()}}
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"loss_scale", "loss_scale_good_updates", "overflows", "global_step", "loss_sum"}
+    assert after["global_step"] == 2 and after["overflows"] == 1 and after["loss_scale"] == 2.0**99
+    assert all(np.array_equal(averages[name], value) for name, value in step.average_weights().items())
+
+
+def test_one_overflowing_batch_of_several_leaves_out_their_update():
+    network, step = create(evaluation=True, loss_scale=2.0**100, loss_scale_mode="dynamic", accumulate_steps=3)
+    before = values(network)["conv.weight"]
+    for t, factor in enumerate((1, OVERFLOWING, 1)):
+        step(batch(t)[0] * factor, batch(t)[1])
+    assert np.array_equal(values(network)["conv.weight"], before)
+    assert step.overflow_state() == (1, 2.0**99)
+    for t in range(3):
+        step(*batch(t))
+    assert not np.array_equal(values(network)["conv.weight"], before)
+    assert step.overflow_state() == (1, 2.0**99)
+
+
+def test_float16_gradients_overflow_and_find_their_scale():
+    """In float16 a scale of 2**24 is too much for this network; half of it a few times over is not."""
+    network, step = create(loss_scale=2.0**24, loss_scale_mode="dynamic")
+    network.to_float(ms.float16)
+    losses = [step(*batch(t)).asnumpy() for t in range(20)]
+    skipped, scale = step.overflow_state()
+    assert 2 <= skipped <= 15 and scale == 2.0 ** (24 - skipped)
+    assert np.isfinite(losses).all()
 
 
 def test_an_update_is_pytorchs_on_the_same_network():
@@ -178,12 +246,20 @@ def test_the_sum_of_the_losses_is_kept_on_the_device_and_taken_once():
     assert np.isclose(step(*batch(9)).asnumpy(), step.take_loss_sum())
 
 
-def test_a_restored_step_goes_on_bit_for_bit():
-    """In the middle of an accumulated update, into a cell that has been elsewhere."""
-    settings = {"accumulate_steps": 2, "ema_decay": 0.99, "clip_norm": 1.0}
+@pytest.mark.parametrize(
+    "scale", [{}, {"loss_scale": 2.0**100, "loss_scale_mode": "dynamic", "scale_window": 2}], ids=["fixed", "dynamic"]
+)
+def test_a_restored_step_goes_on_bit_for_bit(scale):
+    """In the middle of an accumulated update, into a cell that has been elsewhere; batches 1 and 4 overflow."""
+    settings = {"accumulate_steps": 2, "ema_decay": 0.99, "clip_norm": 1.0, "evaluation": bool(scale), **scale}
     network, step = create(**settings)
+
+    def coming(t):
+        images, labels = batch(t)
+        return images * (OVERFLOWING if scale and t in (1, 4) else 1), labels
+
     for t in range(3):
-        step(*batch(t))
+        step(*coming(t))
     weights, training = values(network), {name: p.asnumpy() for name, p in step.training_parameters().items()}
     averages = step.average_weights()
     other, other_step = create(**settings)
@@ -191,8 +267,10 @@ def test_a_restored_step_goes_on_bit_for_bit():
     for name, parameter in model_parameters(other).items():
         parameter.set_data(ms.Tensor(weights[name]))
     assert other_step.restore(training, averages) == []
-    for t in range(3, 6):
-        assert step(*batch(t)).asnumpy() == other_step(*batch(t)).asnumpy()
+    for t in range(3, 8):
+        assert step(*coming(t)).asnumpy() == other_step(*coming(t)).asnumpy()
+    assert step.overflow_state() == other_step.overflow_state()
+    assert step.overflow_state()[0] == (2 if scale else 0)
     for found, expected in ((values(other), values(network)), (other_step.average_weights(), step.average_weights())):
         assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
@@ -242,14 +320,14 @@ def torch_tiny(network):
     return peer.train()
 
 
-def torch_step(peer, images, labels):
-    """Compute loss and gradients in PyTorch; returns the loss."""
+def torch_step(peer, images, labels, scaler=None):
+    """Compute loss and gradients, scaled by a GradScaler if given, in PyTorch; returns the loss."""
     peer.zero_grad()
     smoothing = 0.1 * CLASSES / (CLASSES - 1)
     logits = peer(torch.from_numpy(images.asnumpy()))
     labels = torch.from_numpy(labels.asnumpy()).long()
     loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-    loss.backward()
+    (scaler.scale(loss) if scaler else loss).backward()
     return loss.item()
 
 
