@@ -19,8 +19,10 @@ USAGE = """usage: sh run_distribute_train.sh [--dry-run] [RANK_TABLE_FILE] [DATA
        DEVICE_TARGET=CPU starts the same ranks on the CPU
        RANK_SIZE=N       insists on a rank table of N ranks
        SERVER_ID=ID      takes this entry of the rank table for this server
-       MASTER_PORT=PORT  port on rank 0's server through which ranks on the CPU find each other; when left out,
-                         8118 for several servers and a free one for a single server"""
+       MASTER_PORT=PORT  port on rank 0's server through which the ranks find each other; when left out, 8118 for
+                         several servers and a free one for a single server
+       LAUNCH=rank_table starts the ranks on NPUs as MindSpore 2.7 and older did, without its dynamic cluster
+       BIND_CORES=0      leaves all cores to every rank, instead of an equal share of them to each"""
 LAUNCHER_LOG = "train_parallel.log"
 
 

@@ -13,13 +13,15 @@ from collections.abc import Iterator, Sequence
 from typing import Callable
 
 from src.common.cli import RunError
-from src.launch.launch_plan import LaunchPlan, Worker
+from src.launch.launch_plan import LaunchPlan
+from src.launch.worker import Worker
 
 LAST_LINES = 10
 POLL_SECONDS = 0.1
-# After a failure the other ranks wait in a collective without end; after a signal they finish a step and save.
+# After a failure the other ranks wait in a collective without end; after a signal they finish their steps and save.
 GRACE_AFTER_FAILURE = 10
-GRACE_AFTER_SIGNAL = 60
+# An NPU with a data sink has up to --sink_size steps under way, which nothing can interrupt.
+GRACE_AFTER_SIGNAL = 600
 # A killed process ends at once, unless it waits in the kernel for a disk or a device.
 KILL_SECONDS = 10
 # The scheduler of the dynamic cluster ends by itself once every rank of every server has left.
@@ -93,8 +95,8 @@ def run_workers(plan: LaunchPlan, locks: Sequence[int]) -> int:
                 raise describe_failure(plan, failed)
             if signals:
                 print(
-                    f"stopping all ranks: {signal.Signals(signals[0]).name} was received; they may finish a step and "
-                    f"save for {GRACE_AFTER_SIGNAL} seconds, a second signal does not wait",
+                    f"stopping all ranks: {signal.Signals(signals[0]).name} was received; they may finish their "
+                    f"steps and save for {GRACE_AFTER_SIGNAL} seconds, a second signal does not wait",
                     flush=True,
                 )
                 if stop_processes(ranks, GRACE_AFTER_SIGNAL, signals, 1):
@@ -130,8 +132,10 @@ def start_worker(worker: Worker, locks: Sequence[int]) -> subprocess.Popen:
     Raises:
         RunError: if it cannot be started.
     """
-    # The caller may itself be part of a cluster; its role there is not this worker's.
-    inherited = {name: value for name, value in os.environ.items() if name not in ("MS_ROLE", "MS_NODE_ID")}
+    # The caller may itself be part of a cluster; its role there is not this worker's, nor is its rank table, with which
+    # MindSpore would take another back end.
+    others = ("MS_ROLE", "MS_NODE_ID", "RANK_TABLE_FILE")
+    inherited = {name: value for name, value in os.environ.items() if name not in others}
     libc = ctypes.CDLL(None, use_errno=True)
     launcher = os.getpid()
 

@@ -13,6 +13,8 @@ import pytest
 from tests.support.launcher import EIGHT, PAIR, is_running, launcher_command, wait_for, write_table
 
 ROOT = Path(__file__).parent.parent.parent
+# Without a scheduler, which would import MindSpore.
+OLD_START = {"DEVICE_TARGET": "Ascend", "LAUNCH": "rank_table"}
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def start(tmp_path):
         process = subprocess.Popen(
             [*launcher_command(script, before), table, str(tmp_path / "data"), "--flag", "a b"],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "DEVICE_TARGET": "Ascend", "WAIT": wait, **environment},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **OLD_START, "WAIT": wait, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -132,7 +134,7 @@ class TestSupervision:
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
         assert process.returncode == code
-        assert f"stopping all ranks: {number.name} was received; they may finish a step" in out
+        assert f"stopping all ranks: {number.name} was received; they may finish their steps" in out
         assert [read(tmp_path / f"train_parallel{rank}" / "log.txt") for rank in range(2)] == ["saved\n"] * 2
         wait_for(lambda: not any(map(is_running, processes)), 5)
 
@@ -227,7 +229,7 @@ class TestSupervision:
         os.kill(watcher, signal.SIGTERM)
         wait_for(lambda: not any(map(is_running, [*processes, watcher])))
         assert (
-            "stopping all ranks: SIGTERM was received; they may finish a step"
+            "stopping all ranks: SIGTERM was received; they may finish their steps"
             in (tmp_path / "train_parallel.log").read_text()
         )
 
@@ -276,9 +278,10 @@ class TestScript:
         assert lines[0] == (
             f"rank table {tmp_path}/table.json: 8 ranks; this is server 127.0.0.1, with 8 of them, on Ascend"
         )
-        assert len(lines) == 9
-        assert lines[8].startswith(f"rank 7: cd {tmp_path}/train_parallel7 && RANK_ID=7 DEVICE_ID=7 RANK_SIZE=8 ")
-        assert f"--dataset_path '{folder}' --batch_size 8" in lines[8]
+        assert len(lines) == 10
+        assert lines[1].startswith(f"the scheduler: cd {tmp_path} && ")
+        assert lines[9].startswith(f"rank 7: cd {tmp_path}/train_parallel7 && RANK_ID=7 DEVICE_ID=7 RANK_SIZE=8 ")
+        assert f"--dataset_path '{folder}' --batch_size 8" in lines[9]
         assert sorted(os.listdir(tmp_path)) == ["my data", "table.json"]
 
     @pytest.mark.skipif(bool(glob.glob("/dev/davinci*")), reason="this machine has NPUs")
@@ -289,7 +292,7 @@ class TestScript:
         assert (done.returncode, done.stderr) == (0, "")
         first, *ranks, data, server, device = done.stdout.splitlines()
         assert first.endswith("4 ranks; this is server 203.0.113.1 of 2, with 2 of them, on Ascend")
-        assert [line.partition(":")[0] for line in ranks] == ["rank 0", "rank 1"]
+        assert [line.partition(":")[0] for line in ranks] == ["the scheduler", "rank 0", "rank 1"]
         assert data == "note: DATA_DIR: there is no '/data/train'"
         assert server.startswith("note: the rank table ") and server.endswith("take: 203.0.113.1, 203.0.113.2")
         assert device.startswith("note: there is no NPU on this server (no /dev/davinci*); DEVICE_TARGET=CPU ")

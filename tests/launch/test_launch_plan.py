@@ -3,7 +3,8 @@
 import pytest
 
 from src.common.cli import UsageError
-from src.launch.launch_plan import absolute_paths, make_plan, share_of_cores
+from src.launch.launch_plan import absolute_paths, make_plan
+from src.launch.worker import share_of_cores
 from src.parameters import PARAMETERS, path_parameters
 from tests.support.launcher import PAIR, write_table
 
@@ -19,27 +20,64 @@ class TestPlan:
         (tmp_path / "data").mkdir()
         monkeypatch.chdir(tmp_path)
 
-    def test_eight_devices_get_what_the_model_zoo_gives_them(self, tmp_path):
-        devices = [(number, 7 - number) for number in range(8)]
-        plan = self.plan(tmp_path, ("127.0.0.1", devices), RANK_SIZE="8")
-        assert plan.scheduler is None
+    @pytest.fixture(autouse=True)
+    def sixteen_cores(self, monkeypatch):
+        monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
+
+    def test_eight_devices_form_a_dynamic_cluster(self, tmp_path):
+        """As msrun starts it; a rank table in the environment would give MindSpore another back end."""
+        plan = self.plan(tmp_path, ("127.0.0.1", [(number, number) for number in range(8)]), MASTER_PORT="9000")
         assert [rank.folder for rank in plan.ranks] == [f"{tmp_path}/train_parallel{rank}" for rank in range(8)]
+        cluster = {"MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": "9000", "MS_WORKER_NUM": "8"}
+        for number, rank in enumerate(plan.ranks):
+            expected = {"RANK_ID": str(number), "DEVICE_ID": str(number), "RANK_SIZE": "8", **cluster}
+            expected |= {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(number), "MS_TOPO_TIMEOUT": "600"}
+            assert rank.variables == {**expected, "OMP_NUM_THREADS": "2"}
+            assert rank.log == f"{rank.folder}/log.txt"
+        assert cluster.items() <= plan.scheduler.variables.items()
+        assert plan.scheduler.variables["MS_ROLE"] == "MS_SCHED"
+
+    def test_the_old_start_gives_what_the_model_zoo_gives(self, tmp_path):
+        devices = [(number, 7 - number) for number in range(8)]
+        plan = self.plan(tmp_path, ("127.0.0.1", devices), RANK_SIZE="8", LAUNCH="rank_table", BIND_CORES="0")
+        assert plan.scheduler is None
         for number, rank in enumerate(plan.ranks):
             expected = {"RANK_ID": str(number), "DEVICE_ID": str(7 - number), "RANK_SIZE": "8"}
             assert rank.variables == {**expected, "RANK_TABLE_FILE": f"{tmp_path}/table.json"}
-            assert rank.log == f"{rank.folder}/log.txt"
+            assert rank.cores is None
+
+    def test_each_rank_has_its_share_of_the_cores(self, tmp_path):
+        for start in ("cluster", "rank_table"):
+            plan = self.plan(tmp_path, PAIR, LAUNCH=start)
+            assert [rank.cores for rank in plan.ranks] == [set(range(8)), set(range(8, 16))]
+            assert plan.ranks[1].variables["OMP_NUM_THREADS"] == "8"
+
+    def test_cards_that_are_not_numbered_from_0_are_shown_alone(self, tmp_path):
+        """The dynamic cluster numbers a server's devices from 0 in the order of its ranks, whatever DEVICE_ID says."""
+        plan = self.plan(tmp_path, ("127.0.0.1", [(4, 0), (6, 1)]))
+        assert [rank.variables["ASCEND_RT_VISIBLE_DEVICES"] for rank in plan.ranks] == ["4,6"] * 2
+        assert [rank.variables["DEVICE_ID"] for rank in plan.ranks] == ["0", "1"]
+        assert "ASCEND_RT_VISIBLE_DEVICES" not in self.plan(tmp_path, PAIR).ranks[0].variables
+
+    def test_cards_that_do_not_rise_with_the_ranks_need_the_old_start(self, tmp_path):
+        servers = ("127.0.0.1", [(1, 0), (0, 1)])
+        with pytest.raises(UsageError, match="gives server 127.0.0.1 the devices 1, 0 in the order of its ranks"):
+            self.plan(tmp_path, servers)
+        assert len(self.plan(tmp_path, servers, LAUNCH="rank_table").ranks) == 2
+        assert len(self.plan(tmp_path, servers, DEVICE_TARGET="CPU").ranks) == 2
 
     def test_a_server_starts_only_its_own_ranks(self, tmp_path):
         servers = ("10.0.0.1", [(0, 0), (1, 1)]), ("10.0.0.2", [(4, 2), (5, 3)])
         plan = self.plan(tmp_path, *servers, SERVER_ID="10.0.0.2")
-        found = [(rank.variables["RANK_ID"], rank.variables["DEVICE_ID"]) for rank in plan.ranks]
-        assert found == [("2", "4"), ("3", "5")]
+        found = [(rank.variables["RANK_ID"], rank.variables["ASCEND_RT_VISIBLE_DEVICES"]) for rank in plan.ranks]
+        assert found == [("2", "4,5"), ("3", "4,5")]
         assert {rank.variables["RANK_SIZE"] for rank in plan.ranks} == {"4"}
 
-    def test_on_the_cpu_the_server_of_rank_0_runs_the_scheduler(self, tmp_path):
+    @pytest.mark.parametrize("target", ["CPU", "Ascend"])
+    def test_the_server_of_rank_0_runs_the_scheduler(self, tmp_path, target):
         servers = ("10.0.0.1", [(0, 2), (1, 3)]), ("10.0.0.2", [(0, 0), (1, 1)])
         for server, has_scheduler in (("10.0.0.1", False), ("10.0.0.2", True)):
-            plan = self.plan(tmp_path, *servers, SERVER_ID=server, DEVICE_TARGET="CPU", MASTER_PORT="9000")
+            plan = self.plan(tmp_path, *servers, SERVER_ID=server, DEVICE_TARGET=target, MASTER_PORT="9000")
             assert (plan.scheduler is not None) == has_scheduler
             for worker in plan.workers:
                 variables = worker.variables
@@ -57,7 +95,7 @@ class TestPlan:
         )
 
     def test_device_target_among_the_flags_counts_too(self, tmp_path):
-        assert self.plan(tmp_path, PAIR, flags=["--device_target", "CPU"], DEVICE_TARGET="").scheduler is not None
+        assert self.plan(tmp_path, PAIR, flags=["--device_target", "CPU"], DEVICE_TARGET="").target == "CPU"
 
     @pytest.mark.parametrize(
         "environment, sentence",
@@ -66,6 +104,8 @@ class TestPlan:
             ({"DEVICE_TARGET": "GPU"}, "DEVICE_TARGET is 'GPU'; a rank table starts ranks on Ascend or CPU"),
             ({"DEVICE_TARGET": "CPU", "MASTER_PORT": "x"}, "MASTER_PORT is 'x', not a port number"),
             ({"DEVICE_TARGET": "CPU", "MASTER_PORT": "65536"}, "MASTER_PORT is '65536', not a port number"),
+            ({"LAUNCH": "msrun"}, "LAUNCH is 'msrun'; ranks are started by cluster .* or by rank_table"),
+            ({"LAUNCH": "rank_table", "DEVICE_TARGET": "CPU"}, "LAUNCH=rank_table is for Ascend; ranks on the CPU are"),
             ({"flags": ["--device_id", "1"]}, "--device_id cannot be among the further flags: the rank table gives"),
             ({"flags": ["--run_distribute=False"]}, "--run_distribute cannot be among the further flags"),
             ({"flags": ["--dataset_path", "x"]}, "--dataset_path cannot be among the further flags: it is DATA_DIR"),
