@@ -52,7 +52,7 @@ def parse_arguments(argv=None):
     parser = create_parser(__doc__.splitlines()[0])
     parser.add_argument("--checkpoint_path", required=True, help="the .ckpt file to evaluate")
     add_averaged_flag(parser)
-    bad = "leave out images that cannot be decoded, instead of counting them as wrong"
+    bad = "images that cannot be decoded are left out; else they count as wrong, and the exit code is 1"
     parser.add_argument("--skip_bad_images", action="store_true", help=bad)
     add_report_flag(parser)
     single = parser.add_argument_group("single images, instead of --dataset_path")
@@ -106,7 +106,11 @@ def load_network(arguments, parameters: Config, device: Device, checkpoint: Chec
 
 
 def evaluate_checkpoint(arguments, parameters: Config, device: Device, checkpoint: Checkpoint) -> None:
-    """Evaluate on a labelled folder, print the model card's line, write the report."""
+    """Evaluate on a labelled folder, print the model card's line, write the report.
+
+    Raises:
+        RunError: at the end, if an image could not be used, unless the user allows for that.
+    """
     info = checkpoint.info
     folder = read_evaluation_folder(parameters.dataset_path)
     folder = fit_classes(folder, info.class_names, info.num_classes)
@@ -138,6 +142,7 @@ def evaluate_checkpoint(arguments, parameters: Config, device: Device, checkpoin
         description = f"{VARIANTS[info.variant].title}, {kind} weights"
         subject = Subject(checkpoint.path, description, info.preprocess, lambda: network_head(network, info.preprocess))
         print(report.write(score, subject, unusable, counted=not bad.skip))
+    bad.check()
 
 
 def classify_images(arguments, parameters: Config, device: Device, checkpoint: Checkpoint) -> None:

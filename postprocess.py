@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from src.common.cli import ArgumentParser, RunError, run_cli
+from src.common.cli import ArgumentParser, RunError, printable, run_cli
 from src.evaluation.metrics import top_k_hits
 from src.inference.result_files import list_results, read_labels, read_result, result_names
 
@@ -51,7 +51,7 @@ def main(argv=None) -> None:
 def print_names(what: str, names: Sequence[str]) -> None:
     """Name files on standard error, one a line."""
     for name in names:
-        print(f"{what}: {name}", file=sys.stderr)
+        print(f"{what}: {printable(name)}", file=sys.stderr)
 
 
 def count_hits(root: str, names: Sequence[str], labels: Sequence[int]) -> tuple[int, int]:

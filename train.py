@@ -25,6 +25,7 @@ from src.preparation.split import Split, write_split
 from src.training.history import History
 from src.training.loop import LoopSettings, TrainingLoop
 from src.training.report import create_evaluator, describe_run, report_complete, report_end
+from src.training.resume import STATE_FORMAT
 from src.training.run_folder import CheckpointFolder, locked_run_folder
 from src.training.schedule import Progress, choose_sink
 from src.training.setup import Run, begin, create_model, create_stream, create_train_step, resolve_run
@@ -97,7 +98,7 @@ def create_loop(run: Run, step_cell: TrainStep, progress: Progress, stop: StopRe
         terminal=None if writes else False,
         evaluates=run.held_out is not None,
     )
-    state = {"config": config.as_dict(), "rank_size": run.device.rank_size}
+    state = {"format": STATE_FORMAT, "config": config.as_dict(), "rank_size": run.device.rank_size}
     keep, info, rank = config.keep_checkpoint_max, run.info, run.device.rank
     return TrainingLoop(
         step_cell=step_cell,

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from src.common.cli import UsageError, boolean, nearest, printable
+from src.common.cli import UsageError, boolean, describe_os_error, nearest, printable
 from src.images.preprocess import Preprocess
 from src.parameters import FOUND, GONE, GROUPS, PARAMETERS
 
@@ -177,6 +177,8 @@ def read_config_file(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             entries = yaml.safe_load(file)
+    except OSError as error:
+        raise UsageError(f"--config {describe_os_error(error)}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"--config {path}: it is neither YAML nor JSON ({str(error).splitlines()[0]})") from None
     if not isinstance(entries, dict):

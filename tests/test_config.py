@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from src.common.cli import UsageError, create_parser
-from src.config import Config, add_config_flag, add_parameters, config, take_parameters
+from src.config import Config, add_config_flag, add_parameters, config, read_config_file, take_parameters
 from src.models.family import VARIANTS
 from src.parameters import PARAMETERS, path_parameters
 
@@ -159,6 +159,10 @@ class TestConfigFile:
             self.read(tmp_path, text)
         assert f"--config {tmp_path / 'run.yaml'}: {sentence}" in str(error.value)
         assert "\n" not in str(error.value)
+
+    def test_a_missing_file_is_refused_in_a_sentence(self, tmp_path):
+        with pytest.raises(UsageError, match=f"^--config {tmp_path}/no.yaml: there is no such file or directory$"):
+            read_config_file(f"{tmp_path}/no.yaml")
 
 
 def test_train_py_reports_them_with_exit_code_2(tmp_path):

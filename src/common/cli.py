@@ -198,7 +198,7 @@ def run_cli(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[s
     except MemoryError:
         sentence, code = "not enough memory; a smaller --batch_size needs less", 1
     sys.stdout.flush()
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(sentence.split()))}", file=sys.stderr)
     return code
 
 
@@ -213,6 +213,7 @@ def describe_os_error(error: OSError) -> str:
         errno.ENOENT: "there is no such file or directory",
         errno.EISDIR: "it is a directory",
         errno.ENOTDIR: "a part of the path is not a directory",
+        errno.EEXIST: "it is there already, and is no directory",
     }.get(error.errno, error.strerror or str(error))
     return f"{error.filename}: {reason}" if error.filename else reason
 

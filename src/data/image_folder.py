@@ -47,8 +47,7 @@ def read_training_folder(root: str) -> ImageFolder:
     Of a list with parts these are the images of "train".
 
     Raises:
-        RunError: see `read_image_folder`.
-        UsageError: if they are all of one class.
+        RunError: see `read_image_folder`; or if they are all of one class.
     """
     folder = read_image_folder(root)
     if isinstance(folder, ListedImages):
@@ -61,7 +60,7 @@ def read_training_folder(root: str) -> ImageFolder:
         advice = f"name the folder whose folders are the classes: {root}/{name}?" if nested else "add a second one"
         if listed and len(counts) > 1:
             advice = f"give images of the other classes ({len(counts) - 1}) to the split train"
-        raise UsageError(f"{root}: there is one class only, '{printable(name)}', and nothing to tell apart; {advice}")
+        raise RunError(f"{root}: there is one class only, '{printable(name)}', and nothing to tell apart; {advice}")
     say_remarks(folder, counts)
     return folder
 
@@ -155,7 +154,7 @@ def fit_classes(folder: ImageFolder, names: Sequence[str] | None, number: int) -
 def say_remarks(folder: ImageFolder, counts: np.ndarray | None = None) -> None:
     """Write the remarks on a listing to standard error."""
     for remark in describe_oddities(folder, counts):
-        print(f"warning: {remark}", file=sys.stderr, flush=True)
+        print(f"warning: {printable(remark)}", file=sys.stderr, flush=True)
 
 
 def describe_oddities(folder: ImageFolder, counts: np.ndarray | None) -> Iterator[str]:

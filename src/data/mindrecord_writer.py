@@ -57,7 +57,7 @@ def convert(folder: ImageFolder, out: str, shards: int | None = None, on_images:
         int, the number of shards.
 
     Raises:
-        UsageError: if `out` lies within the listed folder, or holds shards of another listing.
+        UsageError: if `out` lies within the listed folder, holds shards of another listing, or is in use.
         RunError: if an image cannot be read, or the shards cannot be written.
     """
     check_outside(folder.root, out)
@@ -124,7 +124,7 @@ def locked_for_writing(out: str) -> Iterator[None]:
     """Keep other conversions out of a folder, and remove the temporary folders of one that was killed.
 
     Raises:
-        RunError: if another conversion is under way.
+        UsageError: if another conversion is under way.
     """
     try:
         with locked(out):
@@ -133,7 +133,9 @@ def locked_for_writing(out: str) -> Iterator[None]:
                     shutil.rmtree(os.path.join(out, name))
             yield
     except BlockingIOError:
-        raise RunError(f"{out}: another conversion is writing to it") from None
+        raise UsageError(
+            f"{out}: another conversion is writing to it; wait for its end, or name another folder"
+        ) from None
 
 
 def find_done(out: str, listing: str) -> set[int]:

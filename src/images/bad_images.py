@@ -72,6 +72,15 @@ class BadImages:
                 f"all; the first: {first}"
             )
 
+    def check(self) -> None:
+        """Fail at the end of an evaluation if an image was bad, unless bad images are left out.
+
+        Raises:
+            RunError: with their number.
+        """
+        if len(self) and not self.skip:
+            raise RunError(f"{len(self)} of {self.images} images could not be used; each is named above")
+
     def among(self, images) -> dict[int, str]:
         """The numbers of those that were added, within a listing, with the sentence on each."""
         found = ((index, self.sentences.get(images.full_path(index))) for index in range(len(images)))

@@ -8,6 +8,7 @@ was in training on ImageNet.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from typing import Callable
 
@@ -75,7 +76,10 @@ def decode(data: bytes, path: str, reduce: Callable[[int, int], int] | None = No
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: the image is refused, it has too many pixels ({error})") from None
+        # Pillow's own limit, which it checks before we learn the size, lies above ours.
+        count = re.search(r"\d+", str(error))
+        pixels = f"{count[0]} pixels" if count else "too many pixels"
+        raise ImageError(f"{path}: the image is refused, it has {pixels}; the limit is {MAX_PIXELS}") from None
     except UnidentifiedImageError:
         raise ImageError(f"{path}: it is not an image that can be decoded (of no known format)") from None
     except Exception as error:

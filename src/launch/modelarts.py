@@ -9,7 +9,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 
-from src.common.cli import RunError, UsageError
+from src.common.cli import RunError, UsageError, printable
 from src.common.files import locked
 from src.common.native import is_private_folder, temporary_folder
 from src.config import Config
@@ -37,12 +37,12 @@ def load_moxing():
     """Import ModelArts' library that copies files.
 
     Raises:
-        UsageError: if it is not installed.
+        RunError: if it is not installed.
     """
     try:
         import moxing
     except ImportError:
-        raise UsageError(
+        raise RunError(
             "--run_modelarts needs the package moxing, which ModelArts' own images carry and this Python does not"
         ) from None
     return moxing
@@ -61,8 +61,9 @@ def copied_folders(config: Config) -> Iterator[Config]:
         Config, with paths on this machine; without --run_modelarts the same object.
 
     Raises:
-        UsageError: from `check_urls` and `load_moxing`.
-        RunError: if a copy fails. A last copy that fails after the run itself has failed is only a warning.
+        UsageError: from `check_urls`.
+        RunError: if moxing is not installed or a copy fails. A last copy that fails after the run itself has failed is
+            only a warning.
     """
     check_urls(config)
     # msrun runs the script in its scheduler as well, which goes no further than the call that joins the ranks.
@@ -219,7 +220,7 @@ def warn_if_sending_fails(sender: Sender, consequence: str = "") -> None:
     try:
         sender.send()
     except RunError as error:
-        print(f"warning: {error}{consequence}", file=sys.stderr, flush=True)
+        print(f"warning: {printable(' '.join(str(error).split()))}{consequence}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

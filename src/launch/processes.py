@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Callable
 
-from src.common.cli import RunError
+from src.common.cli import RunError, printable
 from src.launch.launch_plan import LaunchPlan
 from src.launch.worker import Worker
 
@@ -205,11 +205,11 @@ def describe_failure(plan: LaunchPlan, failed: Sequence[WorkerProcess]) -> RunEr
 
 
 def read_last_lines(path: str) -> list[str]:
-    """The last lines of a log, without empty ones and those in which MindSpore reports who joins and leaves."""
+    """The last lines of a log as a terminal can show them, without empty ones and those of MindSpore's cluster."""
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - 16384))
         lines = file.read().decode("utf-8", "replace").splitlines()
-    return [line.rstrip() for line in lines if line.strip() and not line.startswith("[INFO] ")][-LAST_LINES:]
+    return [printable(line.rstrip()) for line in lines if line.strip() and not line.startswith("[INFO] ")][-LAST_LINES:]
 
 
 def stop_processes(processes: Sequence[WorkerProcess], grace: float, signals: Sequence[int], asked: int) -> bool:

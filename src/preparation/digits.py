@@ -10,7 +10,7 @@ import tempfile
 import numpy as np
 from PIL import Image
 
-from src.common.cli import UsageError
+from src.common.cli import RunError, UsageError
 from src.common.files import sync_folder
 from src.common.interrupt import unfinished
 
@@ -94,7 +94,8 @@ def write_digits(root: str) -> bool:
         bool, whether anything was written.
 
     Raises:
-        UsageError: if `root` exists and is neither empty nor complete.
+        RunError: if `root` is a file.
+        UsageError: if it is a folder that is neither empty nor complete.
         OSError: if it cannot be written.
     """
     images, labels = load_digits()
@@ -102,7 +103,9 @@ def write_digits(root: str) -> bool:
     root = os.path.realpath(root)  # a link stays
     if os.path.isdir(root) and is_complete(root, paths):
         return False
-    if os.path.exists(root) and (not os.path.isdir(root) or os.listdir(root)):
+    if os.path.exists(root) and not os.path.isdir(root):
+        raise RunError(f"{root}: it is a file; name a folder for the images")
+    if os.path.exists(root) and os.listdir(root):
         raise UsageError(f"{root} exists and is not the complete set of digits; remove it or name another folder")
     parent = os.path.dirname(os.path.abspath(root))
     os.makedirs(parent, exist_ok=True)

@@ -119,8 +119,9 @@ def prepare_part(part: Part, out: str, write: Callable, form: str, on_images: Ca
         bool, whether anything was written; False if the part was there.
 
     Raises:
-        RunError: if the target holds something else, the archive's MD5 sum is wrong, or writing fails. What was written
-            stays for the next start, unless the sum is wrong.
+        UsageError: if the target holds something else, or another process is writing to it.
+        RunError: if the archive's MD5 sum is wrong, or writing fails. What was written stays for the next start, unless
+            the sum is wrong.
     """
     target = os.path.join(out, part.name)
     os.makedirs(out, exist_ok=True)
@@ -128,7 +129,7 @@ def prepare_part(part: Part, out: str, write: Callable, form: str, on_images: Ca
         if os.path.lexists(target):
             if holds(target, part.folder):
                 return False
-            raise RunError(f"{target}: it is there and holds something else; remove it, or name another folder")
+            raise UsageError(f"{target}: it is there and holds something else; remove it, or name another folder")
         aside = find_unfinished(part, out, form)
         with checked_md5(*part.sum, on_bytes) as check:
 
@@ -155,20 +156,20 @@ def locked_alone(out: str) -> Iterator[None]:
     """Keep other preparations out of a folder.
 
     Raises:
-        RunError: if another one is under way.
+        UsageError: if another one is under way.
     """
     try:
         with locked(out):
             yield
     except BlockingIOError:
-        raise RunError(f"{out}: another process is writing to it") from None
+        raise UsageError(f"{out}: another process is writing to it; wait for its end, or name another folder") from None
 
 
 def find_unfinished(part: Part, out: str, form: str) -> str:
     """The hidden folder of an unfinished part, whose name says what it was begun from.
 
     Raises:
-        RunError: if there is one that was begun from something else.
+        UsageError: if there is one that was begun from something else.
     """
     source = part.archive.name if part.archive else part.folder.root
     status = os.stat(source)
@@ -177,7 +178,7 @@ def find_unfinished(part: Part, out: str, form: str) -> str:
     name = f".{part.name}{UNFINISHED}{hashlib.sha256(repr(identity).encode(errors='surrogateescape')).hexdigest()[:12]}"
     others = [other for other in os.listdir(out) if other.startswith(f".{part.name}{UNFINISHED}") and other != name]
     if others:
-        raise RunError(
+        raise UsageError(
             f"{os.path.join(out, others[0])}: a part was begun here from another file, or in another form; remove it, "
             "or name another folder"
         )
@@ -224,10 +225,11 @@ def check_outside_source(path: str, out: str) -> None:
     """Refuse to write among the downloads of Kaggle's layout, or over a file.
 
     Raises:
-        UsageError: naming both.
+        UsageError: naming both folders.
+        RunError: if it is a file.
     """
     if os.path.exists(out) and not os.path.isdir(out):
-        raise UsageError(f"{out} is a file; name a folder for the images")
+        raise RunError(f"{out}: it is a file; name a folder for the images")
     images = os.path.realpath(os.path.join(path, kaggle.IMAGES))
     if os.path.commonpath([images, os.path.realpath(out)]) == images:
         raise UsageError(f"{out} lies in {images}, from which the images come; name another folder")

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 
-from src.common.cli import RunError
+from src.common.cli import RunError, printable
 from src.common.files import atomic_write
 from src.common.native import CompileError, cache_folder
 
@@ -36,7 +36,7 @@ class Origin:
 
     def describe(self) -> str:
         """A phrase for the log."""
-        return (
+        return printable(
             f"{self.name}, {self.licence}, from {self.place}, revision {self.revision}, SHA-256 {self.sha256[:16]}..."
         )
 

@@ -9,7 +9,7 @@ import os
 import mindspore as ms
 from mindspore import communication
 
-from src.common.cli import UsageError
+from src.common.cli import RunError, UsageError
 from src.common.machine import count_cores
 from src.kernels import Kernels, load_kernels
 
@@ -65,7 +65,8 @@ def prepare_device(target: str | None = None, device_id: int | None = None, dist
         distributed: join the other ranks that the environment names (rank table or dynamic cluster).
 
     Raises:
-        UsageError: if the device is not there, or the ranks cannot be joined.
+        UsageError: if the device is not there, or the ranks were not started together.
+        RunError: if they cannot be joined.
     """
     if target is None:
         target = find_target()
@@ -103,7 +104,7 @@ def join_ranks(target: str, device_id: int) -> Device:
     try:
         communication.init()
     except RuntimeError as error:
-        raise UsageError(f"the ranks could not be joined: {str(error).splitlines()[0]}") from None
+        raise RunError(f"the ranks could not be joined: {str(error).splitlines()[0]}") from None
     # Every rank computes the whole network on its own images; TrainStep averages the gradients.
     ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
     return Device(target, device_id, communication.get_rank(), communication.get_group_size())

@@ -37,7 +37,8 @@ class History:
 
     def __init__(self, folder: str, rows: list[dict] | None = None, tensorboard: bool = False):
         self.folder = folder
-        self.rows = list(rows or [])
+        # Those of another version may have other columns.
+        self.rows = [{name: row.get(name) for name in COLUMNS} for row in rows or ()]
         self.events = EventFile(os.path.join(folder, "tensorboard"), self.rows) if tensorboard else None
 
     def add(self, row: dict) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 
 from mindspore import nn
 
-from src.common.cli import UsageError
+from src.common.cli import RunError, UsageError
 from src.config import Config
 from src.parameters import PARAMETERS
 from src.training.schedule import Progress
@@ -16,24 +17,62 @@ from src.weights.model_info import ModelInfo
 from src.weights.names import Weights
 from src.weights.network import load_weights
 
+STATE_FORMAT = 1
+"""Number of the layout of a checkpoint's training state; 1 where a file has none. A field that is added later, with a
+default, keeps the number; one without which a run cannot go on takes the next."""
 
-def merge_resumed(config: Config, checkpoint: Checkpoint, rank_size: int) -> Config:
-    """Take the parameters of the run that wrote a checkpoint, with what the caller may change.
+
+def check_state(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint whose training state was compared with what this program writes: each value is of its kind.
 
     Raises:
-        UsageError: if a given flag contradicts the run, or the checkpoint is not one of a run.
+        UsageError: if it is not one of a run.
+        RunError: if a newer program wrote it, or it is damaged.
     """
-    saved = checkpoint.state.get("config")
-    if not isinstance(saved, dict) or "progress" not in checkpoint.state:
+    state = checkpoint.state
+    if not isinstance(state.get("config"), dict) or not isinstance(state.get("progress"), dict):
         raise UsageError(
             f"--resume {checkpoint.path}: it holds weights but no training state; --pretrained starts from it"
         )
+    number = state.get("format", 1)
+    if number != STATE_FORMAT:
+        raise RunError(
+            f"--resume {checkpoint.path}: its training state is of format {number}, and this program knows format "
+            f"{STATE_FORMAT}; go on with the version that wrote it"
+        )
+    try:
+        config = {name: read_saved(name, value) for name, value in state["config"].items() if name in PARAMETERS}
+        Progress.from_dict(state["progress"])
+        if type(state.get("rank_size", 1)) is not int or "epoch_size" not in config:
+            raise ValueError("it does not say how long the run is")
+    except (ValueError, TypeError, OverflowError, argparse.ArgumentTypeError) as error:
+        raise RunError(f"--resume {checkpoint.path}: its training state is damaged ({error})") from None
+    return dataclasses.replace(checkpoint, state={**state, "config": config})
+
+
+def read_saved(name: str, value: object) -> object:
+    """A parameter out of a checkpoint, as its flag would read it; None where that is its default.
+
+    Raises:
+        ValueError, argparse.ArgumentTypeError: if the flag would refuse it.
+    """
+    if value is None and PARAMETERS[name].default is None:
+        return None
+    return PARAMETERS[name].read(",".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def merge_resumed(config: Config, checkpoint: Checkpoint, rank_size: int) -> Config:
+    """Take the parameters of the run that wrote a checkpoint, as `check_state` gave it, with what may change.
+
+    Raises:
+        UsageError: if a given flag contradicts the run.
+    """
+    saved = checkpoint.state["config"]
     if checkpoint.state.get("rank_size", rank_size) != rank_size:
         raise UsageError(
             f"--resume {checkpoint.path}: it was written by {checkpoint.state['rank_size']} ranks, but {rank_size} "
             "run now"
         )
-    saved = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
     kept = {name for name, parameter in PARAMETERS.items() if not parameter.resumable}
     longer = "epoch_size" in config.given and config.epoch_size > saved["epoch_size"]
     if longer:
@@ -83,13 +122,14 @@ def restore(resumed: Checkpoint, network: nn.Cell, step_cell: TrainStep, progres
     """Put network, optimiser, averages and progress back where the checkpoint's run was.
 
     Raises:
-        UsageError: if the checkpoint lacks a part of that, or the images have changed.
+        RunError: if the checkpoint lacks a part of that.
+        UsageError: if the images have changed.
     """
     load_weights(network, resumed.weights)
     missing = step_cell.restore(resumed.training, resumed.ema)
     if missing:
-        raise UsageError(f"--resume {resumed.path}: its training state lacks {missing[0]}")
-    before = Progress(**resumed.state["progress"])
+        raise RunError(f"--resume {resumed.path}: its training state lacks {missing[0]}")
+    before = Progress.from_dict(resumed.state["progress"])
     if (before.images, before.steps_per_epoch) != (progress.images, progress.steps_per_epoch):
         raise UsageError(
             f"--resume {resumed.path}: its epochs had {before.steps_per_epoch} steps over {before.images} images, but "

@@ -22,8 +22,25 @@ from src.weights.checkpoint import (
 )
 from src.weights.model_info import ModelInfo
 
+RUN_NAME = "model_0"
+"""The model zoo's name of rank 0's folder; no other rank writes."""
 # What `atomic_path` and MindSpore's writer leave when they are killed.
 LEFTOVER = re.compile(r"\..*\.tmp-.*")
+
+
+def name_run_folder(parent: str) -> str:
+    """The folder of a run below --save_checkpoint_path.
+
+    Raises:
+        RunError: if a part of the path is a file.
+    """
+    folder = os.path.join(parent, RUN_NAME)
+    part = os.path.abspath(folder)
+    while not os.path.lexists(part):
+        part = os.path.dirname(part)
+    if not os.path.isdir(part):
+        raise RunError(f"--save_checkpoint_path {parent}: {part} is a file, and a folder is needed there")
+    return folder
 
 
 def remove_leftovers(folder: str) -> None:

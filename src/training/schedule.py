@@ -57,6 +57,32 @@ class Progress:
     since_best: int = 0
     rows: list = dataclasses.field(default_factory=list)
 
+    @classmethod
+    def from_dict(cls, values: dict) -> Progress:
+        """Read what a checkpoint holds. What a later version added is passed over, what it lacks has its default.
+
+        Raises:
+            TypeError, ValueError: if a value is missing that has no default, or is not of its kind.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        read = cls(**{name: value for name, value in values.items() if name in known})
+        counts = (read.steps_per_epoch, read.epochs, read.images, read.step, read.since_best)
+        sound = (
+            all(type(count) is int and count >= 0 for count in counts)
+            and min(counts[:3]) > 0
+            and read.step <= read.total_steps
+            and isinstance(read.epoch_seconds, (int, float))
+            and isinstance(read.rows, list)
+            and all(isinstance(row, dict) and {"epoch", "step"} <= row.keys() for row in read.rows)
+            and all(isinstance(value, (int, float, type(None))) for row in read.rows for value in row.values())
+        )
+        if sound and read.best is not None:
+            sound = isinstance(read.best, dict) and isinstance(read.best.get("top_1"), float)
+            sound = sound and type(read.best.get("epoch")) is int and read.best.get("weights") in ("raw", "ema")
+        if not sound:
+            raise ValueError("it does not say where the run stands")
+        return read
+
     @property
     def epoch(self) -> int:
         """Number, from 1, of the epoch that the last completed step belongs to."""

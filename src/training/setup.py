@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 
 import mindspore as ms
 from mindspore import amp
 
-from src.common.cli import RunError, UsageError
+from src.common.cli import RunError, UsageError, printable
 from src.config import Config
 from src.data.batches import Loading, Sharding
 from src.data.image_folder import read_held_out, read_training_folder
@@ -30,8 +29,8 @@ from src.runtime.collective import count_ranks, find_disagreement
 from src.runtime.device import Device, prepare_device
 from src.training.configuration import check_sync_bn, complete_config, describe_model
 from src.training.optimizer import OptimizerSettings, create_optimizer
-from src.training.resume import check_class_names, fit_classifier, merge_resumed, restore
-from src.training.run_folder import find_resume
+from src.training.resume import check_class_names, check_state, fit_classifier, merge_resumed, restore
+from src.training.run_folder import find_resume, name_run_folder
 from src.training.schedule import Progress, Schedule, create_schedule
 from src.training.step import StepSettings, TrainStep
 from src.weights.checkpoint import Checkpoint
@@ -88,8 +87,9 @@ def resolve_run(config: Config) -> Run:
     device = prepare_device(config.device_target, config.device_id, config.run_distribute)
     folder = read_training_folder(config.dataset_path)
     held_out = read_held_out(config.eval_dataset_path or None, folder)
-    run_folder = os.path.join(config.save_checkpoint_path, f"model_{0 if device.rank_size > 1 else device.rank}")
+    run_folder = name_run_folder(config.save_checkpoint_path)
     resumed = find_resume(config.resume, run_folder) if config.resume else None
+    resumed = check_state(resumed) if resumed else None
     if config.recipe == "finetune":
         config = config.replace(**choose_start(config, held_out is not None))
     if held_out is None:
@@ -134,14 +134,14 @@ def hold_out(
         The images to train on, and those to evaluate on or None.
     """
     if resumed:
-        share = resumed.state.get("config", {}).get("val_share", 0)
+        share = resumed.state["config"].get("val_share", 0)
     else:
         share = config.val_share
     if not share:
         return folder, None
     split = (read_split(folder, run_folder) if resumed else None) or split_by_class(folder, share)
     for remark in split.remarks:
-        print(f"note: {remark}", flush=True)
+        print(f"note: {printable(remark)}", flush=True)
     return split.train, split.val
 
 

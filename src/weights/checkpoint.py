@@ -136,6 +136,7 @@ def read_checkpoint(path: str) -> Checkpoint:
     if not isinstance(text, str):
         return read_published(path, entries)
     info = ModelInfo.from_json(text, path)
+    entries = {name: value for name, value in entries.items() if not isinstance(value, str)}
     names = network_shapes(info)
     weights = {name: entries.pop(name) for name in list(entries) if name in names}
     ema = {name: entries.pop(EMA_PREFIX + name) for name in names if EMA_PREFIX + name in entries}
@@ -144,8 +145,10 @@ def read_checkpoint(path: str) -> Checkpoint:
         check_weights(path, info, ema)
     try:
         state = json.loads(state) if isinstance(state, str) else {}
-    except ValueError:
-        raise RunError(f"{path}: its training state is broken") from None
+    except (ValueError, RecursionError):
+        state = None
+    if not isinstance(state, dict):
+        raise RunError(f"{path}: its training state is broken")
     return Checkpoint(path=path, info=info, weights=weights, ema=ema or None, training=entries, state=state)
 
 

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 
-from src.common.cli import RunError
+from src.common.cli import RunError, UsageError, printable
 from src.images.preprocess import Preprocess
 from src.models.family import PADDINGS, VARIANTS
 from src.published.origin import Origin
@@ -69,14 +69,17 @@ class ModelInfo:
             source: the model's file, for the sentence.
 
         Raises:
-            RunError: if the counts differ, or the same names stand in other places.
+            UsageError: if the counts differ, or the same names stand in other places.
         """
         if len(classes) != self.num_classes:
-            raise RunError(f"{root} has {len(classes)} class folders, but {source} has {self.num_classes} classes")
+            raise UsageError(f"{root} has {len(classes)} class folders, but {source} has {self.num_classes} classes")
         if self.class_names and set(self.class_names) & set(classes):
             for label, (here, there) in enumerate(zip(classes, self.class_names)):
                 if here != there:
-                    raise RunError(f"{root}: class {label} is '{here}', but {source} was trained with '{there}'")
+                    raise UsageError(
+                        f"{root}: class {label} is '{printable(here)}', but {source} was trained with "
+                        f"'{printable(there)}'"
+                    )
 
     def to_json(self, indent: int | None = None) -> str:
         """The info as JSON text."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from src.common.cli import RunError
+from src.common.cli import RunError, printable
 from src.models.family import VARIANTS, Architecture
 from src.weights.layouts import LAYOUTS, Layout, recognise
 
@@ -261,4 +261,6 @@ def count_entries(names: list[str]) -> str:
 
 def list_names(names: list[str], shown: int = 10) -> str:
     """The names for a sentence; only the first `shown` of more."""
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} others" if len(names) > shown else "")
+    return ", ".join(map(printable, names[:shown])) + (
+        f" and {len(names) - shown} others" if len(names) > shown else ""
+    )

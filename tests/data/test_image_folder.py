@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.common.cli import RunError, UsageError
+from src.common.cli import RunError
 from src.data.image_folder import read_evaluation_folder, read_image_folder, read_training_folder
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -163,13 +163,13 @@ class TestRefused:
     def test_one_class_to_train_on(self, tmp_path):
         root = make(tmp_path, "cat/1.jpg", "cat/2.jpg")
         (tmp_path / "dog").mkdir()
-        with pytest.raises(UsageError, match="there is one class only, 'cat', and .*; add a second one"):
+        with pytest.raises(RunError, match="there is one class only, 'cat', and .*; add a second one"):
             read_training_folder(root)
         assert len(read_evaluation_folder(root)) == 2
 
     def test_a_folder_above_the_class_folders(self, tmp_path):
         root = make(tmp_path, "pets/cat/1.jpg", "pets/dog/2.jpg")
-        with pytest.raises(UsageError, match=f"one class only, 'pets', .* {root}/pets"):
+        with pytest.raises(RunError, match=f"one class only, 'pets', .* {root}/pets"):
             read_training_folder(root)
 
 

@@ -186,9 +186,9 @@ class TestParts:
 
     def test_one_class_to_train_on(self, photos):
         path = write(photos, "cat/1.jpg,cat,train\ncat/2.jpg,cat,train\nowl/deep/3.png,owl,val\n")
-        with pytest.raises(UsageError, match=r"one class only, 'cat', .* images of the other classes \(1\) to"):
+        with pytest.raises(RunError, match=r"one class only, 'cat', .* images of the other classes \(1\) to"):
             read_training(path)
-        with pytest.raises(UsageError, match=r"one class only, 'owl', .*; add a second one"):
+        with pytest.raises(RunError, match=r"one class only, 'owl', .*; add a second one"):
             read_training(write(photos, "owl/deep/3.png,owl\n"))
 
     @pytest.mark.parametrize(("part", "read"), [("test", read_training), ("train", read_evaluation_folder)])

@@ -400,7 +400,7 @@ class TestConverting:
         out = tmp_path / "out"
         out.mkdir()
         with mindrecord_writer.locked_for_writing(str(out)):
-            with pytest.raises(RunError, match="another conversion is writing"):
+            with pytest.raises(UsageError, match="another conversion is writing"):
                 convert(read_image_folder(root), str(out))
 
 
@@ -439,6 +439,6 @@ def test_eval_gives_the_same_result_line(root, packed, tmp_path, capsys):
     write_checkpoint(path, {name: np.abs(value).astype(np.float32) for name, value in weights.items()}, info)
     results = []
     for dataset in (root, packed):
-        assert run_cli(evaluation.main, ["--dataset_path", dataset, "--checkpoint_path", path]) == 0
+        assert run_cli(evaluation.main, ["--dataset_path", dataset, "--checkpoint_path", path]) == 1  # broken.jpg
         results.append(capsys.readouterr().out.splitlines()[-1])
     assert results[0] == results[1] and results[0].startswith("result: {'Loss': ")

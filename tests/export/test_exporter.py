@@ -449,7 +449,10 @@ class TestFailures:
     @pytest.mark.parametrize("kind", ["ONNX", "MINDIR"])
     def test_an_unwritable_output(self, kind, checkpoint, tmp_path, capsys):
         (tmp_path / "file").write_text("no folder")
-        for name, sentence in (("file/b0", f"{tmp_path}/file: File exists"), ("folder", "it is a directory")):
+        for name, sentence in (
+            ("file/b0", f"{tmp_path}/file: it is there already, and is no directory"),
+            ("folder", "it is a directory"),
+        ):
             (tmp_path / f"folder.{kind.lower()}").mkdir(exist_ok=True)
             flags = ("--checkpoint_path", checkpoint, "--file_name", tmp_path / name, "--file_format", kind)
             self.check(capsys, 1, sentence, *flags)

@@ -81,7 +81,8 @@ class TestEvaluation:
 
     def test_named_and_counted_as_wrong_or_left_out(self, root, checkpoint, capsys):
         code, lines, errors, counted = self.evaluate(capsys, root, checkpoint)
-        assert code == 0 and errors.count("; it counts as wrong") == 3
+        assert code == 1 and errors.count("; it counts as wrong") == 3
+        assert errors.endswith("\nerror: 3 of 21 images could not be used; each is named above\n")
         assert "images that cannot be decoded: 3, counted as wrong" in lines
         for name in ("text.jpg", "cut.jpg", "bomb.png"):
             assert name in errors

@@ -214,10 +214,6 @@ def test_a_copy_that_fails_is_one_sentence(store):
         ({"run_modelarts": True, "data_url": "obs://a"}, "--run_modelarts needs --train_url too"),
         ({"run_modelarts": True, "train_url": "obs://a"}, "--run_modelarts needs --data_url too"),
         ({"data_url": "obs://a"}, "--data_url needs --run_modelarts True"),
-        (
-            {"run_modelarts": True, "data_url": "obs://a", "train_url": "obs://b"},
-            "--run_modelarts needs the package moxing, which ModelArts' own images carry and this Python does not",
-        ),
     ],
 )
 def test_wrong_flags_are_one_sentence(flags, sentence):
@@ -234,7 +230,7 @@ def test_elsewhere_nothing_changes():
 def test_train_py_without_moxing_says_so():
     command = [sys.executable, ROOT / "train.py", "--run_modelarts", "True", "--data_url", "obs://a"]
     done = subprocess.run([*command, "--train_url", "obs://b"], capture_output=True, text=True)
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert done.stderr.startswith("error: --run_modelarts needs the package moxing, which ModelArts' own images carry")
 
 

@@ -113,9 +113,6 @@ def test_script_says_what_it_did(tmp_path):
 def test_script_refuses_a_file_as_target(tmp_path):
     (tmp_path / "digits").write_text("mine")
     run = subprocess.run([sys.executable, SCRIPT, tmp_path / "digits"], capture_output=True, text=True)
-    assert run.returncode == 2
-    assert (
-        run.stderr
-        == f"error: {tmp_path}/digits exists and is not the complete set of digits; remove it or name another folder\n"
-    )
+    assert run.returncode == 1
+    assert run.stderr == f"error: {tmp_path}/digits: it is a file; name a folder for the images\n"
     assert (tmp_path / "digits").read_text() == "mine"

@@ -66,11 +66,11 @@ def count_files(folder):
     return sum(len(names) for _, _, names in os.walk(folder))
 
 
-def refused(place, capsys, *pieces, flags=()):
+def refused(place, capsys, *pieces, flags=(), exit_code=1):
     """Preparing fails with one sentence, and leaves nothing under the parts' names."""
     code = place.prepare(*flags)
     error = capsys.readouterr().err
-    assert code == 1 and error.startswith("error: ") and error.count("\n") == 1, error
+    assert code == exit_code and error.startswith("error: ") and error.count("\n") == 1, error
     for piece in pieces:
         assert str(piece) in error
     assert not (place.out / "train").exists() and not (place.out / "val").exists()
@@ -388,7 +388,7 @@ class TestRefused:
     def test_a_target_that_holds_something_else_is_left_alone(self, place, capsys, form):
         (place.out / "train" / "cat").mkdir(parents=True)
         (place.out / "train" / "cat" / "1.jpg").write_bytes(b"mine")
-        assert place.prepare("--form", form) == 1
+        assert place.prepare("--form", form) == 2
         assert "out/train: it is there and holds something else" in capsys.readouterr().err
         assert files_in(place.out) == {"train/cat/1.jpg": b"mine"}
 
@@ -396,12 +396,12 @@ class TestRefused:
         assert place.prepare() == 0
         path = place.out / "val" / next(iter(expected_files("val")))
         path.write_bytes(path.read_bytes()[:-1])
-        assert place.prepare() == 1 and "holds something else" in capsys.readouterr().err
+        assert place.prepare() == 2 and "holds something else" in capsys.readouterr().err
 
     def test_a_file_as_target(self, place, capsys):
         place.out.write_bytes(b"mine")
-        assert place.prepare() == 2
-        assert "out is a file" in capsys.readouterr().err and place.out.read_bytes() == b"mine"
+        assert place.prepare() == 1
+        assert "out: it is a file" in capsys.readouterr().err and place.out.read_bytes() == b"mine"
 
     def test_a_target_among_the_images(self, tmp_path, capsys):
         place = Place(tmp_path, write_kaggle_folder(tmp_path / "downloads"))
@@ -443,16 +443,17 @@ class TestRefused:
             patch.setattr(imagenet, "holds", stop)
             assert place.prepare() == 130
         capsys.readouterr()
-        assert refused(place, capsys, "begun here from another file, or in another form", flags=["--form=mindrecord"])
+        sentence = "begun here from another file, or in another form"
+        assert refused(place, capsys, sentence, flags=["--form=mindrecord"], exit_code=2)
         os.utime(place.downloads / TRAIN, (1, 1))
-        assert refused(place, capsys, "begun here from another file")
+        assert refused(place, capsys, "begun here from another file", exit_code=2)
 
     def test_two_at_once(self, place, capsys):
         from src.common.files import locked
 
         place.out.mkdir()
         with locked(str(place.out)):
-            assert refused(place, capsys, "another process is writing to it")
+            assert refused(place, capsys, "another process is writing to it", exit_code=2)
 
     def test_flags(self, place, capsys):
         assert place.prepare("--shards", 2) == 2 and "--form mindrecord only" in capsys.readouterr().err

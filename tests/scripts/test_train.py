@@ -445,7 +445,8 @@ class TestTheRunsFolder:
         (tmp_path / "out").write_bytes(b"")
         code, _, err = call(capsys, dataset_path=few_images / "train", save_checkpoint_path=tmp_path / "out", **SMALL)
         assert code == 1
-        assert err == f"error: {tmp_path}/out: File exists\n"
+        out = tmp_path / "out"
+        assert err == f"error: --save_checkpoint_path {out}: {out} is a file, and a folder is needed there\n"
 
 
 def test_a_complete_run_says_so_and_changes_nothing(training_run, few_images):

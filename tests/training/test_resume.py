@@ -1,6 +1,7 @@
 """Runs that are stopped and go on: real processes, stopped at any moment, end as the undisturbed run does."""
 
 import csv
+import json
 import os
 import random
 import re
@@ -12,10 +13,14 @@ import numpy as np
 import pytest
 
 from src.common.cli import RunError
-from src.weights.checkpoint import read_entries
+from src.config import Config
+from src.training.resume import STATE_FORMAT, check_state, merge_resumed
+from src.training.schedule import Progress
+from src.weights.checkpoint import Checkpoint, read_entries
 from tests.support.terminal import Terminal
 from tests.support.training_runs import (
     EPOCHS,
+    ROOT,
     STEPS,
     assert_same_state,
     checkpoint_path,
@@ -107,6 +112,78 @@ class TestARunThatIsStopped:
     def test_its_best_checkpoint_is_the_undisturbed_runs(self, folder, training_run):
         first, second = (where / "checkpoint" / "model_0" / "best.ckpt" for where in (folder, training_run[0]))
         assert_same_state(first, second)
+
+
+PREVIOUS = "tests/data/previous_version/model_0/Efficientnet_b0-rank0-39_2.ckpt"
+
+
+class TestStateOfAnotherVersion:
+    """The training state in a checkpoint as `check_state` takes it."""
+
+    @pytest.fixture
+    def state(self):
+        return json.loads(read_entries(str(ROOT / PREVIOUS))["training_state"])
+
+    def check(self, state):
+        return check_state(Checkpoint("a.ckpt", None, {}, None, {}, state)).state
+
+    def test_this_versions_has_a_number(self, training_run):
+        state = json.loads(read_entries(str(checkpoint_path(training_run[0], 2, 1)))["training_state"])
+        assert state["format"] == STATE_FORMAT == 1
+        assert self.check(state)["progress"] == state["progress"]
+
+    def test_the_last_versions_without_a_number_goes_on(self, state):
+        assert "format" not in state
+        checked = self.check(state)
+        assert Progress.from_dict(checked["progress"]).step == 154
+        assert checked["config"]["epoch_size"] == 40
+
+    def test_a_field_that_it_lacks_has_its_default_and_one_that_is_new_is_passed_over(self, state):
+        del state["progress"]["since_best"], state["progress"]["epoch_seconds"], state["config"]["mixup"]
+        state["progress"]["of_a_later_version"] = state["config"]["of_a_later_version"] = 1
+        state["progress"]["rows"][0]["of_a_later_version"] = 1
+        read = Progress.from_dict(self.check(state)["progress"])
+        assert (read.step, read.since_best, read.epoch_seconds) == (state["progress"]["step"], 0, 0.0)
+        merged = merge_resumed(Config(), Checkpoint("a.ckpt", None, {}, None, {}, self.check(state)), 1)
+        assert merged.cutmix == state["config"]["cutmix"] and merged.mixup == Config().mixup
+
+    @pytest.mark.parametrize("number", [2, 0, "1", None, [1]])
+    def test_another_number_is_refused(self, state, number):
+        with pytest.raises(RunError) as error:
+            self.check({**state, "format": number})
+        assert str(error.value) == (
+            f"--resume a.ckpt: its training state is of format {number}, and this program knows format 1; go on with "
+            "the version that wrote it"
+        )
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda state: state["progress"].pop("images"),
+            lambda state: state["progress"].update(step=-1),
+            lambda state: state["progress"].update(step=10**9),
+            lambda state: state["progress"].update(step="7"),
+            lambda state: state["progress"].update(steps_per_epoch=0),
+            lambda state: state["progress"].update(epoch_seconds=[]),
+            lambda state: state["progress"].update(best={"top_1": 0.5}),
+            lambda state: state["progress"].update(best=7),
+            lambda state: state["progress"].update(best={"top_1": 0.5, "epoch": 1, "weights": "other"}),
+            lambda state: state["progress"].update(rows={}),
+            lambda state: state["progress"].update(rows=[1]),
+            lambda state: state["progress"].update(rows=[{"epoch": 1}]),
+            lambda state: state["progress"].update(rows=[{"epoch": 1, "step": 1, "loss": "low"}]),
+            lambda state: state["config"].pop("epoch_size"),
+            lambda state: state["config"].update(batch_size="many"),
+            lambda state: state["config"].update(mean=[1, 2]),
+            lambda state: state["config"].update(lr_max=None),
+            lambda state: state["config"].update(use_ema={}),
+            lambda state: state.update(rank_size="two"),
+        ],
+    )
+    def test_one_without_sense_is_one_sentence(self, state, change):
+        change(state)
+        with pytest.raises(RunError, match="^--resume a.ckpt: its training state is damaged [(].*[)]$"):
+            self.check(state)
 
 
 def test_a_finished_run_can_be_made_longer(few_images, training_run, tmp_path):

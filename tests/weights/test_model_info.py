@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from src.common.cli import RunError
+from src.common.cli import RunError, UsageError
 from src.images.preprocess import Preprocess
 from src.weights.model_info import ModelInfo, info_path
 
@@ -65,10 +65,11 @@ def test_class_names_or_numbers():
     [
         (["cat", "dög"], "data has 2 class folders, but b3.onnx has 3 classes"),
         (["cat", "owl", "猫"], "data: class 1 is 'owl', but b3.onnx was trained with 'dög'"),
+        (["cat", "\x1b[2J", "猫"], r"data: class 1 is '\\x1b\[2J', but b3.onnx was trained with 'dög'"),
     ],
 )
 def test_a_folder_of_other_labels_is_refused(classes, sentence):
-    with pytest.raises(RunError, match=sentence):
+    with pytest.raises(UsageError, match=sentence):
         INFO.check_folder(classes, "data", "b3.onnx")
 
 
