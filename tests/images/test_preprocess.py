@@ -14,6 +14,7 @@ from src.images.bad_images import ImageError
 from src.images.decode import MAX_PIXELS, open_image
 from src.images.preprocess import (
     Preprocess,
+    crop_encoded,
     crop_for_evaluation,
     load_image,
     normalise,
@@ -110,6 +111,18 @@ class TestPixels:
         expected = resized[top : top + 56, left : left + 56]
         np.testing.assert_array_equal(crop_for_evaluation(image, preprocess), expected)
         np.testing.assert_array_equal(crop_for_evaluation(np.asarray(image), preprocess), expected)
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+    @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (97, 31), (64, 65), (65, 64)])
+    def test_the_crop_of_a_file_is_what_pillow_gives_step_by_step(self, width, height, kind):
+        """By the compiled engine, where there is one; with borders of an even and of an odd number of pixels."""
+        data = encoded(noise(width, height), kind)
+        for size in (56, 57):
+            new_height, new_width = resized_size(height, width, 64)
+            resized = np.asarray(Image.open(io.BytesIO(data)).resize((new_width, new_height), Image.Resampling.BICUBIC))
+            top, left = (new_height - size) // 2, (new_width - size) // 2
+            expected = resized[top : top + size, left : left + size]
+            np.testing.assert_array_equal(crop_encoded(data, "a", Preprocess(size, 64)), expected)
 
     @pytest.mark.parametrize(("width", "height"), [(500, 375), (333, 500), (640, 480), (100, 80), (501, 377)])
     def test_the_crop_is_torchvisions(self, width, height):

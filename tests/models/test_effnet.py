@@ -337,6 +337,20 @@ def test_training_differs_by_the_networks_seed_only_in_what_is_dropped():
     assert abs(logits[0].asnumpy() - logits[2].asnumpy()).max() > 1e-3
 
 
+def test_training_drops_features_in_front_of_the_classifier_and_keeps_their_expectation():
+    """Without the classifier the network shows what dropout has left of the means."""
+    features = []
+    for rate in (0.0, 0.75):
+        ms.set_seed(3)
+        network = small_network(drop_connect_rate=0.0, dropout_rate=rate).set_train()
+        network.classifier = nn.Identity()
+        features.append(network(random_images(16)).asnumpy())
+    whole, left = features
+    kept = left != 0
+    assert abs(kept.mean() - 0.25) < 5 * math.sqrt(0.25 * 0.75 / kept.size)
+    np.testing.assert_allclose(left[kept], 4 * whole[kept], rtol=1e-5)
+
+
 def test_training_drops_whole_branches_inside_the_network():
     """With the last block of a stage dropped for an image, that image leaves the block as it came."""
     network = small_network(drop_connect_rate=0.9).set_train()

@@ -134,6 +134,24 @@ def test_a_name_without_the_suffix_is_written_and_read(weights, tmp_path):
     assert os.listdir(tmp_path) == ["weights"]
 
 
+@pytest.mark.parametrize("harm", ["cut", "altered"])
+def test_what_was_not_written_whole_is_noticed_and_leaves_the_old_file(written, weights, tmp_path, monkeypatch, harm):
+    """MindSpore may return from a full disk as if nothing had happened."""
+    path = tmp_path / "kept.ckpt"
+    shutil.copy(written, path)
+    save = ms.save_checkpoint
+
+    def save_badly(tensors, name, **settings):
+        save(tensors, name, **settings)
+        flip_bit(name) if harm == "altered" else os.truncate(name, os.path.getsize(name) // 2)
+
+    monkeypatch.setattr(ms, "save_checkpoint", save_badly)
+    with pytest.raises(RunError, match=f"{path}: the checkpoint could not be written whole"):
+        write_checkpoint(str(path), weights, INFO)
+    assert os.listdir(tmp_path) == ["kept.ckpt"]
+    assert path.read_bytes() == written.read_bytes()
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(written, weights, tmp_path, monkeypatch):
     path = tmp_path / "kept.ckpt"
     shutil.copy(written, path)
