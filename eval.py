@@ -42,8 +42,8 @@ from src.weights.network import build_network, load_weights
 # The default of 256 needs gigabytes and is no faster on a CPU.
 CPU_BATCH_SIZE = 32
 SHARED = (
-    "dataset_path device_target device_id kernels batch_size num_workers variant class_num image_size "
-    "use_label_smooth label_smooth_factor"
+    "dataset_path device_target device_id jit_level conv_precision kernels batch_size num_workers variant class_num "
+    "image_size use_label_smooth label_smooth_factor"
 ).split()
 
 
@@ -177,7 +177,8 @@ def classify_one_by_one(network: nn.Cell, images: ImageList, info: ModelInfo) ->
 def main(argv=None) -> int:
     """Load the network, then evaluate it on a labelled folder or classify single images."""
     arguments, parameters = parse_arguments(argv)
-    device = prepare_device(parameters.device_target, parameters.device_id)
+    target, precision = parameters.device_target, parameters.conv_precision
+    device = prepare_device(target, parameters.device_id, jit_level=parameters.jit_level, conv_precision=precision)
     checkpoint = read_checkpoint(arguments.checkpoint_path)
     check_flags(parameters, checkpoint)
     if arguments.image:

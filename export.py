@@ -45,7 +45,9 @@ def parse_arguments(argv=None):
     parser.add_argument("--checkpoint_path", required=True, help="the .ckpt file to export")
     parser.add_argument("--file_name", help="file to write; the format's suffix may be left out (default: the variant)")
     formats = {"type": choice(*FORMATS), "default": "MINDIR", "metavar": "|".join(FORMATS)}
-    parser.add_argument("--file_format", **formats, help="AIR needs an Ascend device (default: MINDIR)")
+    parser.add_argument(
+        "--file_format", **formats, help="AIR needs an Ascend device, the others are made on the CPU (default: MINDIR)"
+    )
     add_averaged_flag(parser)
     soc = "OM: the NPU that it is for, such as Ascend310P3"
     parser.add_argument("--soc_version", help=soc)
@@ -186,7 +188,10 @@ def main(argv=None) -> None:
     kind = FORMATS[arguments.file_format]
     if arguments.file_name is not None:
         complete_path(arguments.file_name, kind)  # a wrong name is known before the device is started
-    device = prepare_device(parameters.device_target, parameters.device_id)
+    # MINDIR and ONNX are the same from every device, and what they are compared with must be computed in float32, which
+    # NPUs' convolutions may not do.
+    target = parameters.device_target if kind.device_target else "CPU"
+    device = prepare_device(target, parameters.device_id)
     check_device(kind, device.target)
     checkpoint = read_checkpoint(arguments.checkpoint_path)
     plan = plan_export(arguments, parameters, checkpoint)

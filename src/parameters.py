@@ -72,6 +72,13 @@ GROUPS = {
         free("device_target", None, choice("Ascend", "GPU", "CPU"), "device; an NPU if there is one, else the CPU"),
         free("device_id", None, non_negative_int, "number of the device; else DEVICE_ID or 0", by_launcher=OWN_DEVICE),
         free("kernels", True, boolean, "on a CPU: compute with kernels that are compiled on first use"),
+        free("jit_level", None, choice("O0", "O1", "O2"), "how far graphs are optimised; on NPUs O0, else MindSpore's"),
+        free(
+            "conv_precision",
+            None,
+            choice("fp32", "hf32", "fp16"),
+            "what NPUs' convolutions make of float32; else CANN's",
+        ),
         fixed("run_distribute", False, boolean, "train as one rank of many", by_launcher=TOGETHER),
         fixed("sync_bn", False, boolean, "compute batch-norm statistics over all ranks, where the device can"),
         free("run_modelarts", False, boolean, "on ModelArts: copy images in and checkpoints out by moxing"),
@@ -158,7 +165,9 @@ GROUPS = {
 }
 
 PARAMETERS = {parameter.name: parameter for group in GROUPS.values() for parameter in group}
-FOUND = frozenset("class_num image_size device_target device_id dropout_rate amp_level num_workers".split())
+FOUND = frozenset(
+    "class_num image_size device_target device_id jit_level conv_precision dropout_rate amp_level num_workers".split()
+)
 """Parameters whose values are found where no flag gives them; others without a default are off."""
 GONE = {"keep_graph": "compiled training steps are no longer kept; leave it out"}
 """Flags of earlier versions, with what their users need to know."""

@@ -174,7 +174,8 @@ def test_train_py_reports_them_with_exit_code_2(tmp_path):
 
 AUTOMATIC = {
     "class_num": "the folder", "image_size": "the variant", "dropout_rate": "the variant", "amp_level": "the device",
-    "device_target": "what there is", "device_id": "DEVICE_ID", "num_workers": "the cores",
+    "device_target": "what there is", "device_id": "DEVICE_ID", "num_workers": "the cores", "jit_level": "the device",
+    "conv_precision": "the card",
 }  # fmt: skip
 
 

@@ -8,10 +8,13 @@ from src.data.listing import ImageFolder
 from src.models.family import VARIANTS
 from src.recipes.finetune import Choice, choose_momentum, choose_settings
 from src.recipes.named import apply_recipe
-from src.runtime.device import Device
+from src.runtime.device import Device, is_inference_card
 from src.training.resume import adopt_pretrained
 from src.weights.checkpoint import Checkpoint
 from src.weights.model_info import ModelInfo
+
+LARGEST_TRANSFER = 256_000_000
+"""Bytes; the docstring of MindSpore's `Model.train` says 256M."""
 
 
 def complete_config(
@@ -58,6 +61,30 @@ def describe_model(config: Config, folder: ImageFolder, start: Checkpoint | None
     return config.part(
         ModelInfo, num_classes=config.class_num, class_names=names, preprocess=config.preprocess, origin=origin
     )
+
+
+def check_card(device: Device) -> None:
+    """Refuse an NPU that cannot train."""
+    if is_inference_card(device.card):
+        raise UsageError(
+            f"--device_target is Ascend, but the NPU here is an {device.card}, which runs exported models and cannot "
+            "train; take --device_target CPU, or a server with Ascend 910 or Atlas A2 cards"
+        )
+
+
+def check_transfer(batch_size: int, image_size: int) -> None:
+    """Refuse batches that a data sink cannot send: MindSpore moves at most 256 MB of a column at once.
+
+    Raises:
+        UsageError: with the largest batch that fits.
+    """
+    largest = LARGEST_TRANSFER // (3 * image_size**2)
+    if batch_size > largest:
+        raise UsageError(
+            f"--batch_size {batch_size} makes {batch_size * 3 * image_size**2 / 1e6:.0f} MB of images of {image_size} "
+            f"pixels, and MindSpore sends at most {LARGEST_TRANSFER / 1e6:.0f} MB to an NPU at once; take at most "
+            f"{largest}, with --accumulate_steps where updates should be of as many images"
+        )
 
 
 def check_sync_bn(device: Device) -> None:

@@ -477,7 +477,7 @@ class TestFailures:
             (["--image_size", "128"], "--image_size is 128, but {checkpoint} was trained with 64; convert_weights.py"),
             (["--variant", "b1"], "--variant is b1, but {checkpoint} was trained with b0"),
             (["--class_num", "7"], "--class_num is 7, but {checkpoint} was trained with 5"),
-            (["--device_target", "Ascend"], "this MindSpore finds no Ascend device"),
+            (["--device_target", "Ascend", "--file_format", "AIR"], "this MindSpore finds no Ascend device"),
             (["--fold_bn", "maybe"], "expected True or False, not 'maybe'"),
             (["--tolerance", "0"], "expected a number above 0"),
             (["--fold", "True"], "unrecognized arguments: --fold True"),
