@@ -1,4 +1,4 @@
-"""Mixup, cutmix and random erasing on whole batches.
+"""Mixup, cutmix and random erasing on whole batches; pixels stay bytes, of which a device gets four for one float.
 
 Their random numbers depend on (seed, epoch, batch, rank) alone, so that a resumed run draws the same.
 """
@@ -24,14 +24,15 @@ def mixup(images: np.ndarray, targets: np.ndarray, share: float, partner: np.nda
     """Blend each image and its target with its partner's (Zhang et al. 2018, arXiv:1710.09412).
 
     Args:
-        images: float32 array of shape (N, 3, H, W).
+        images: uint8 array of shape (N, 3, H, W); a blended pixel is rounded to the nearest whole number.
         targets: float32 array of shape (N, C).
         share: share of the image itself in the blend, 0 to 1.
         partner: int array of shape (N,), a permutation.
     """
     share = np.float32(share)
     rest = np.float32(1) - share
-    return images * share + images[partner] * rest, targets * share + targets[partner] * rest
+    blended = np.rint(images * share + images[partner] * rest).astype(np.uint8)
+    return blended, targets * share + targets[partner] * rest
 
 
 def cutmix(
@@ -57,10 +58,10 @@ def cutmix(
 
 
 def erase(images: np.ndarray, probability: float, random: np.random.Generator) -> np.ndarray:
-    """Fill a random rectangle of some images with noise from N(0, 1), which suits normalised images.
+    """Fill a random rectangle of some images with random pixels of 0 to 255, as the paper does.
 
     Args:
-        images: float32 array of shape (N, 3, H, W).
+        images: uint8 array of shape (N, 3, H, W).
         probability: share of the images that get a rectangle.
         random: the source of all random numbers.
     """
@@ -73,7 +74,7 @@ def erase(images: np.ndarray, probability: float, random: np.random.Generator) -
             tall, wide = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
             if 0 < tall < height and 0 < wide < width:
                 top, left = random.integers(height - tall + 1), random.integers(width - wide + 1)
-                noise = random.standard_normal((images.shape[1], tall, wide), np.float32)
+                noise = random.integers(0, 256, (images.shape[1], tall, wide), np.uint8)
                 images[index, :, top : top + tall, left : left + wide] = noise
                 break
     return images

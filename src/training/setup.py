@@ -27,7 +27,13 @@ from src.preparation.split import read_split, split_by_class
 from src.recipes.finetune import Choice, choose_start
 from src.runtime.collective import count_ranks, find_disagreement
 from src.runtime.device import Device, prepare_device
-from src.training.configuration import check_sync_bn, complete_config, describe_model
+from src.training.configuration import (
+    check_card,
+    check_sync_bn,
+    check_transfer,
+    complete_config,
+    describe_model,
+)
 from src.training.optimizer import OptimizerSettings, create_optimizer
 from src.training.resume import check_class_names, check_state, fit_classifier, merge_resumed, restore
 from src.training.run_folder import find_resume, name_run_folder
@@ -84,7 +90,10 @@ def resolve_run(config: Config) -> Run:
         UsageError: if they contradict each other or the flags.
         RunError: if images or a checkpoint cannot be read.
     """
-    device = prepare_device(config.device_target, config.device_id, config.run_distribute)
+    device = prepare_device(
+        config.device_target, config.device_id, config.run_distribute, config.jit_level, config.conv_precision
+    )
+    check_card(device)
     folder = read_training_folder(config.dataset_path)
     held_out = read_held_out(config.eval_dataset_path or None, folder)
     run_folder = name_run_folder(config.save_checkpoint_path)
@@ -236,13 +245,15 @@ def check_ranks(run: Run, progress: Progress, step_cell: TrainStep) -> None:
 def create_stream(run: Run, progress: Progress, bad: BadImages):
     """The augmented batches from where `progress` stands to the end of the run, as one MindSpore data set."""
     config = run.config
+    if run.device.has_data_sink:
+        check_transfer(config.batch_size, config.image_size)
     mix = create_mix(config.class_num, config.mixup, config.cutmix, config.random_erasing, config.seed, run.device.rank)
     return create_training_stream(
         run.folder,
         Sharding(config.batch_size, run.device.rank_size, run.device.rank),
         Steps(progress.steps_per_epoch, progress.epochs, progress.step),
-        # What blends images needs floats; else the device makes them of a quarter of the bytes.
-        Loading(config.preprocess, normalised=mix is not None, num_workers=config.num_workers, bad=bad),
+        # The device makes floats of a quarter of their bytes.
+        Loading(config.preprocess, normalised=False, num_workers=config.num_workers, bad=bad),
         Sampling(config.seed, config.part(Augmentation), config.repeats),
         mix,
     )
