@@ -33,7 +33,7 @@ std::optional<std::string> find_onnx_metadata(const uint8_t *data, size_t size, 
 
 // Refuses a labelled folder whose classes are not the model's: another number of them, or the same names for other
 // labels. Names of which the model knows none (synset numbers instead of words) cannot be compared and pass. Throws
-// RunError.
+// UsageError.
 void check_classes(const ModelInfo &info, const std::vector<std::string> &classes, const std::string &root,
                    const std::string &model_path);
 

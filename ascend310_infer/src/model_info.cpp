@@ -146,16 +146,16 @@ ModelInfo read_model_info(const std::string &model_path) {
 void check_classes(const ModelInfo &info, const std::vector<std::string> &classes, const std::string &root,
                    const std::string &model_path) {
   if (classes.size() != info.num_classes) {
-    throw RunError(root + " has " + std::to_string(classes.size()) + " class folders, but " + model_path + " has " +
-                   std::to_string(info.num_classes) + " classes");
+    throw UsageError(root + " has " + std::to_string(classes.size()) + " class folders, but " + model_path + " has " +
+                     std::to_string(info.num_classes) + " classes");
   }
   const std::set<std::string> known(info.class_names.begin(), info.class_names.end());
   const bool related =
       std::any_of(classes.begin(), classes.end(), [&](const std::string &name) { return known.count(name) > 0; });
   for (size_t label = 0; related && label < classes.size(); ++label) {
     if (classes[label] != info.class_names[label]) {
-      throw RunError(root + ": class " + std::to_string(label) + " is '" + classes[label] + "', but " + model_path +
-                     " was trained with '" + info.class_names[label] + "'");
+      throw UsageError(root + ": class " + std::to_string(label) + " is '" + classes[label] + "', but " + model_path +
+                       " was trained with '" + info.class_names[label] + "'");
     }
   }
 }

@@ -565,9 +565,9 @@ class TestWrongUse:
         case.fails("gives 4 logits, but its description says 3 classes")
 
     def test_the_folder_is_another_data_set(self, case):
-        case.fails("has 1 class folders, but", data=case.data / "dog")
+        case.fails("has 1 class folders, but", data=case.data / "dog", code=2)
         (case.data / "owl").rename(case.data / "ant")
-        case.fails("class 0 is 'ant', but")
+        case.fails("class 0 is 'ant', but", code=2)
 
     def test_the_folder_is_missing_or_empty(self, case):
         case.fails("there is no such folder", data="nowhere")

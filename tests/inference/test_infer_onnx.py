@@ -453,6 +453,42 @@ def test_the_documents_lines_give_the_programs_probabilities(run, tmp_path, size
     np.testing.assert_allclose([share for _, share in told], [found["probability"] for found in classes], rtol=1e-5)
 
 
+class TestForeignNames:
+    """Names from a folder and from a file's metadata reach the terminal as text, whatever they hold."""
+
+    CLASSES = ["\x1b[2Jcat", "\u202egod", "a\rb", "line\nbreak", "\x1b]0;title\x07", "<b>", "\x9b31m"]
+
+    @pytest.fixture
+    def odd(self, tmp_path):
+        fill(tmp_path / "data", dict.fromkeys(self.CLASSES, 2))
+        (tmp_path / "data" / "\x1b[2Jcat" / "\x1b[1A\r.jpg").write_bytes(b"no image")
+        (tmp_path / "data" / "\x1b[2J.jpg").write_bytes(b"beside the folders")
+        write_model(tmp_path / "model.onnx", small_info(sorted(self.CLASSES)))
+        write_model(tmp_path / "other.onnx", small_info([*sorted(self.CLASSES)[1:], "\x1b[8m"]))
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            ["--image", "data"],
+            ["--image", "data", "--json"],
+            ["--dataset_path", "data", "--report", "report.html", "--confusion", "matrix.png"],
+            ["--onnx_path", "other.onnx", "--dataset_path", "data"],
+        ],
+        ids=["images", "json", "folder", "contradiction"],
+    )
+    def test_are_text(self, odd, run, flags):
+        code, out, err = run(odd, *flags)
+        lines = (out + err).split("\n")
+        assert code and [line for line in lines if not line.isprintable()] == []
+        assert r"\x1b[" in out + err or r"\u001b[" in out
+
+    def test_what_onnx_runtime_says_of_a_file_is_text(self, odd, run):
+        write_model(odd / "model.onnx", metadata='{"format": 1, "variant": "\\u001b[2J"}')
+        code, out, err = run(odd, "--image", "data")
+        assert code == 1 and err.count("\n") == 1 and err[:-1].isprintable()
+
+
 class TestSingleImages:
     def probabilities(self, path):
         exponents = np.exp(logits_by_hand(path))

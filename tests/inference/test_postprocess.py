@@ -46,6 +46,14 @@ def test_accuracy_in_the_form_of_the_model_card_then_top_5(run_of_four):
     assert done.stderr == ""
 
 
+def test_names_of_files_reach_the_terminal_as_text(run_of_four):
+    write_result(run_of_four, "cat/\x1b[2J_0.bin", one_hot(0))
+    (run_of_four / "labels.json").write_text(json.dumps({"cat/1.jpg": 0, "cat/\u202e\n.jpg": 0}))
+    done = run(run_of_four)
+    assert all(line.isprintable() for line in done.stderr.split("\n"))
+    assert "surplus: cat/\\x1b[2J_0.bin\n" in done.stderr and "missing: cat/\\u202e\\n_0.bin\n" in done.stderr
+
+
 def test_the_same_counts_as_numpy_on_random_logits(tmp_path):
     generator = np.random.default_rng(5)
     logits = generator.normal(size=(200, 12)).astype(np.float32)

@@ -115,6 +115,12 @@ class TestSupervision:
         assert "    no space left\nerror: rank 0, process " in err
         assert "ended with exit code 3; the other ranks were stopped\n" in err
 
+    def test_a_log_reaches_the_terminal_as_text(self, start):
+        process = start("print('\\x1b[2J\\x1b]0;title\\x07 bar\\rdone'); sys.exit(3)")
+        _, err = process.communicate(timeout=30)
+        assert all(line.isprintable() for line in err.split("\n"))
+        assert r"    \x1b[2J\x1b]0;title\x07 bar" in err
+
     def test_a_rank_that_ignores_sigterm_is_stopped_all_the_same(self, start, tmp_path):
         ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WITH_CHILD
         process = start(

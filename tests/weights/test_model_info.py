@@ -7,6 +7,7 @@ import pytest
 
 from src.common.cli import RunError, UsageError
 from src.images.preprocess import Preprocess
+from src.published.origin import Origin
 from src.weights.model_info import ModelInfo, info_path
 
 INFO = ModelInfo(
@@ -53,6 +54,13 @@ def test_what_is_wrong_is_one_sentence(text, sentence):
     with pytest.raises(RunError) as error:
         ModelInfo.from_json(text, "b3.onnx")
     assert str(error.value).startswith(sentence)
+
+
+def test_an_origin_is_told_as_text():
+    odd = Origin("\x1b[2Jname", "a\nplace", "\u202erevision", "0" * 64, "licence\x07")
+    assert odd.describe() == (
+        r"\x1b[2Jname, licence\x07, from a\nplace, revision \u202erevision, SHA-256 0000000000000000..."
+    )
 
 
 def test_class_names_or_numbers():
