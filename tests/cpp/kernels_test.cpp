@@ -2,11 +2,23 @@
 // sizes, in buffers of exactly the size that the operator may touch. Convolutions are compared with four nested loops, and
 // gradients by what makes them gradients: for an output linear in x and in the weight, <output, u> = <x, gradient of x> =
 // <weight, gradient of the weight>.
+//
+// With the argument "failures": what happens where memory, or a thread, cannot be had. Needs the linker's option
+// --wrap=aligned_alloc, and -DKEEP_NO_BLOCKS.
 
 #include "../../src/kernels/cpu/kernels.cpp"
 
+#include <pthread.h>
+
 #include <cstdio>
 #include <memory>
+
+// All memory that the kernels take for themselves.
+std::atomic<long> allocations{0}, allowed{1L << 40};
+extern "C" void* __real_aligned_alloc(std::size_t alignment, std::size_t size);
+extern "C" void* __wrap_aligned_alloc(std::size_t alignment, std::size_t size) {
+  return ++allocations > allowed ? nullptr : __real_aligned_alloc(alignment, size);
+}
 
 namespace {
 
@@ -232,9 +244,87 @@ void check_rmsprop() {
   for (auto& tensor : tensors) expect(tensor->is_padded(tensor->size()), "not finite", "rmsprop", layer);
 }
 
+// One operator call with tensors of its own: `shapes` of the inputs, then of the outputs; `settings` is the tensor of 6.
+template <typename Operator>
+int call_alone(Operator* function, const std::vector<Shape>& shapes) {
+  std::vector<std::unique_ptr<Tensor>> tensors;
+  std::vector<Tensor*> pointers;
+  for (const Shape& shape : shapes) {
+    tensors.push_back(std::make_unique<Tensor>(shape));
+    tensors.back()->fill(0.5f);
+    if (shape == Shape{6}) {
+      const float values[] = {1.0f, 0.0f, 0.0f, 1.0f, 1e-3f, 0.9f};
+      std::copy(values, values + 6, tensors.back()->data());
+    }
+    pointers.push_back(tensors.back().get());
+  }
+  return call(function, pointers);
+}
+
+// `function` fails with kNoMemory wherever memory ends, and works again afterwards.
+template <typename Operator>
+void check_failures(const char* kind, Operator* function, const std::vector<Shape>& shapes) {
+  allocations = 0;
+  expect(call_alone(function, shapes) == 0, "fails", kind, Layer{});
+  const long needed = allocations;
+  expect(needed > 0, "takes no memory", kind, Layer{});
+  for (long most = 0; most < needed; ++most) {
+    allocations = 0;
+    allowed = most;
+    expect(call_alone(function, shapes) == kNoMemory, "does not say that there is no memory", kind, Layer{});
+    allowed = 1L << 40;
+  }
+  expect(call_alone(function, shapes) == 0, "fails afterwards", kind, Layer{});
+}
+
+int check_all_failures() {
+  // No stack of this size can be had.
+  pthread_attr_t usual, huge;
+  pthread_getattr_default_np(&usual);
+  pthread_attr_init(&huge);
+  pthread_attr_setstacksize(&huge, std::size_t{1} << 46);
+  pthread_setattr_default_np(&huge);
+  kernels_set_threads(3);
+  const Shape x{4, 9, 7, 32}, one{32, 32, 1, 1}, filter{32, 1, 3, 3}, images{4, 3, 9, 7}, dense{32, 3, 3, 3}, v{32}, s{6};
+  const Shape reduce{8, 32, 1, 1}, expand{32, 8, 1, 1}, hidden{4, 8}, gate{4, 32};
+  expect(call_alone(depthwise_convolve, {x, filter, s, x}) == 0, "fails without threads", "depthwise", Layer{});
+  pthread_setattr_default_np(&usual);
+  check_failures("pointwise", pointwise_train, {x, one, v, v, v, v, s, x, x, v, v});
+  check_failures("pointwise", pointwise_backward, {x, x, one, x, v, v, v, v, s, x, one, v, v});
+  check_failures("depthwise", depthwise_train, {x, filter, v, v, v, v, s, x, x, v, v});
+  check_failures("depthwise", depthwise_backward, {x, x, filter, x, v, v, v, v, s, x, filter, v, v});
+  check_failures("dense", dense_train, {images, dense, v, v, v, v, s, x, x, v, v});
+  check_failures("dense", dense_backward, {x, images, dense, x, v, v, v, v, s, dense, v, v});
+  check_failures("dense", dense_backward_images, {x, images, dense, x, v, v, v, v, s, images});
+  check_failures("squeeze", squeeze_swish, {x, reduce, {8}, expand, v, x, gate, hidden, gate});
+  check_failures("squeeze", squeeze_swish_backward,
+                 {x, x, reduce, expand, gate, hidden, gate, x, reduce, {8}, expand, v});
+  check_failures("mean", position_mean, {x, gate});
+
+  // The lock of the stock of blocks is taken for an image's band, not for its rows and channels.
+  std::vector<long> needed;
+  for (Index rows : {8, 64}) {
+    const Shape in{1, rows, 5, 256}, weights{256, 1, 3, 3}, channels{256};
+    for (auto function : {depthwise_backward, depthwise_convolve}) {
+      allocations = 0;
+      const int status = function == depthwise_convolve
+                             ? call_alone(function, {in, weights, s, in})
+                             : call_alone(function, {in, in, weights, in, channels, channels, channels, channels, s, in,
+                                                     weights, channels, channels});
+      expect(status == 0, "fails", "depthwise", Layer{});
+      needed.push_back(allocations);
+    }
+  }
+  expect(needed[0] == needed[2] && needed[1] == needed[3] && needed[1] <= 3, "takes memory for each row or channel",
+         "depthwise", Layer{});
+  if (!failures) std::printf("all failures are right\n");
+  return failures ? 1 : 0;
+}
+
 }  // namespace
 
-int main() {
+int main(int argc, char**) {
+  if (argc > 1) return check_all_failures();
   const Operators pointwise{"pointwise", pointwise_train, pointwise_infer, pointwise_convolve, pointwise_backward,
                             nullptr};
   const Operators depthwise{"depthwise", depthwise_train, depthwise_infer, depthwise_convolve, depthwise_backward,

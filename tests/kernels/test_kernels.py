@@ -651,13 +651,21 @@ def compile_driver(output, compiler, level, *flags):
     """tests/cpp/kernels_test.cpp, which holds the kernels, as a program."""
     needed, vector_bytes = build.LEVELS[level]
     command = [compiler, "-std=gnu++17", "-pthread", "-Wall", "-Wextra", "-Werror", f"-DVECTOR_BYTES={vector_bytes}"]
+    command += ["-DKEEP_NO_BLOCKS", "-Wl,--wrap=aligned_alloc"]
     command += [*(f"-m{name}" for name in needed), *flags, f"{ROOT}/tests/cpp/kernels_test.cpp", "-o", str(output)]
     subprocess.run(command, check=True)
 
 
-def run_driver(*command):
+def run_driver(*command, says="all layers are right"):
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "all layers are right\n", done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout == f"{says}\n", done.stdout + done.stderr
+
+
+def test_memory_or_threads_that_cannot_be_had_are_an_error_and_no_end_of_the_process(tmp_path):
+    """Wherever an operator asks for memory; nor does it ask again and again, under a lock that all threads share."""
+    program = tmp_path / "driver"
+    compile_driver(program, "g++", "generic", "-O0")
+    run_driver(program, "failures", says="all failures are right")
 
 
 @pytest.mark.parametrize(
@@ -676,6 +684,7 @@ def test_kernels_under_sanitizers(tmp_path, level, sanitizer):
     flags = ["-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     compile_driver(program, "g++", level, *flags)
     run_driver(program)
+    run_driver(program, "failures", says="all failures are right")
 
 
 @pytest.mark.slow

@@ -181,12 +181,14 @@ class Depthwise {
     parallel(blocks(), [&](Index block) {
       const Band band = this->band(block);
       const Window window = input_window(band);
-      const Scratch in(window.floats());
+      const Scratch in(window.floats()), weights(filter_floats());
       float* to = y + (band.image * layer_.out_height + band.first) * layer_.out_width * width_;
       for (Index first = 0; first < width_; first += kChunk) {
         const Index last = std::min(width_, first + kChunk);
         copy_input(window, band.image, first, last, in);
-        for (Index c = first; c < last; c += kLanes) forward_channels(band, window, in + (c - first), c, to + c);
+        for (Index c = first; c < last; c += kLanes) {
+          forward_channels(band, window, in + (c - first), c, weights, to + c);
+        }
         finish(block, to, (band.last - band.first) * layer_.out_width, first, last);
       }
     });
@@ -239,10 +241,14 @@ class Depthwise {
         block);
   }
 
-  void forward_channels(const Band& band, const Window& window, const float* in, Index channel, float* to) const {
+  // A filter for as many channels as a vector has.
+  Index filter_floats() const { return layer_.kernel * layer_.kernel * kLanes; }
+
+  // `space`: of filter_floats().
+  void forward_channels(const Band& band, const Window& window, const float* in, Index channel, float* space,
+                        float* to) const {
     const Index kernel = layer_.kernel;
-    const Scratch space(kernel * kernel * kLanes);
-    Vector* weights = reinterpret_cast<Vector*>(space.data());
+    Vector* weights = reinterpret_cast<Vector*>(space);
     for (Index t = 0; t < kernel * kernel; ++t) weights[t] = load(taps_ + t * width_ + channel);
     for (Index h = band.first; h < band.last; ++h, to += layer_.out_width * width_)
       correlate(kernel, kernel, window.at(in, h * layer_.stride - layer_.top, -layer_.left), window.row_step(),
@@ -259,7 +265,7 @@ class Depthwise {
                        ceil_divide(layer_.left - kernel + 1, stride),
                        std::max(layer_.out_width, floor_divide(layer_.in_width - 1 + layer_.left, stride) + 1));
     const Window window = input_window(band);
-    const Scratch in(window.floats()), gradient(upper.floats());
+    const Scratch in(window.floats()), gradient(upper.floats()), weights(filter_floats());
     for (Index first = 0; first < width_; first += kChunk) {
       const Index last = std::min(width_, first + kChunk);
       copy_input(window, band.image, first, last, in);
@@ -275,18 +281,18 @@ class Depthwise {
                            upper.at(gradient + (c - first), band.first, 0), upper.row_step(), stride,
                            band.last - band.first, layer_.out_width, sums + c, width_);
         for (Index row = first_row; row < last_row; ++row)
-          backward_row(row, upper, gradient + (c - first), c,
+          backward_row(row, upper, gradient + (c - first), c, weights,
                        x_gradient + (band.image * layer_.in_height + row) * layer_.in_width * width_ + c);
       }
     }
   }
 
   // The gradient of a row of input. The taps that reach a pixel from whole outputs are every stride-th, beginning with
-  // the one that belongs to the first of these outputs.
-  void backward_row(Index row, const Window& upper, const float* gradient, Index channel, float* to) const {
+  // the one that belongs to the first of these outputs. `space`: of filter_floats().
+  void backward_row(Index row, const Window& upper, const float* gradient, Index channel, float* space,
+                    float* to) const {
     const Index stride = layer_.stride, kernel = layer_.kernel;
-    const Scratch space(kernel * kernel * kLanes);
-    Vector* weights = reinterpret_cast<Vector*>(space.data());
+    Vector* weights = reinterpret_cast<Vector*>(space);
     const Index rows = taps_at(row + layer_.top), top = last_tap(row + layer_.top);
     for (Index start = 0; start < std::min(stride, layer_.in_width); ++start) {
       const Index columns = taps_at(start + layer_.left), left = last_tap(start + layer_.left);

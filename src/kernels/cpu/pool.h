@@ -9,10 +9,12 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <mutex>
 #include <new>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "vector.h"
@@ -25,7 +27,8 @@ class Pool {
     return *pool;
   }
 
-  // Calls run(context, i) for i = 0 ... count - 1. A second caller at the same time does its work by itself.
+  // Calls call(context, i) for i = 0 ... count - 1. A second caller at the same time does its work by itself. Throws what
+  // a call has thrown, once no thread works for this caller any more; the other calls may then be left out.
   void run(Index count, void (*call)(void*, Index), void* context) {
     std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
     if (count < 2 || threads_ < 2 || !turn.owns_lock()) {
@@ -47,6 +50,7 @@ class Pool {
     std::unique_lock<std::mutex> guard(mutex_);
     open_ = false;
     done_.wait(guard, [this] { return working_ == 0; });
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
   }
 
   void set_threads(int threads) {
@@ -60,8 +64,12 @@ class Pool {
     if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) threads_ = CPU_COUNT(&allowed);
   }
 
+  // Makes do with fewer where no more can be had.
   void start_threads() {
-    for (; started_ < threads_ - 1; ++started_) std::thread([this] { serve(); }).detach();
+    try {
+      for (; started_ < threads_ - 1; ++started_) std::thread([this] { serve(); }).detach();
+    } catch (const std::exception&) {
+    }
   }
 
   void serve() {
@@ -83,7 +91,13 @@ class Pool {
     for (;;) {
       const Index i = next_.fetch_add(1, std::memory_order_relaxed);
       if (i >= count_) return;
-      call_(context_, i);
+      try {
+        call_(context_, i);
+      } catch (...) {
+        std::lock_guard<std::mutex> guard(mutex_);
+        failure_ = std::current_exception();
+        next_.store(count_, std::memory_order_relaxed);
+      }
     }
   }
 
@@ -96,6 +110,7 @@ class Pool {
   std::atomic<Index> next_{0};
   bool open_ = false;
   std::uint64_t round_ = 0;
+  std::exception_ptr failure_;
   int threads_, started_ = 0, working_ = 0;
 };
 
@@ -129,11 +144,15 @@ class Scratch {
   }
 
   ~Scratch() {
-#if defined(__SANITIZE_ADDRESS__)
-    std::free(block_.start);  // so that the sanitizer sees every block's true bounds
+#if defined(__SANITIZE_ADDRESS__) || defined(KEEP_NO_BLOCKS)
+    std::free(block_.start);  // so that the sanitizer sees every block's true bounds, and a test every need of memory
 #else
     std::lock_guard<std::mutex> guard(stock().mutex);
-    stock().blocks.push_back(block_);
+    try {
+      stock().blocks.push_back(block_);
+    } catch (const std::bad_alloc&) {
+      std::free(block_.start);
+    }
 #endif
   }
 
