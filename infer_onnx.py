@@ -112,7 +112,11 @@ def prepare(arguments, images: int) -> tuple[OnnxModel, int, int]:
     names = read_class_names(arguments.class_names) if arguments.class_names else None
     given = GivenSettings(class_names=names, **{name: getattr(arguments, name) for name in flags})
     # Fewer images than cores: one call of the network takes several cores.
-    model = open_model(arguments.onnx_path, given, arguments.device_target, arguments.device_id, cores // threads)
+    npu_batch = arguments.batch_size or min(BATCH_SIZES["Ascend"], images)
+    device = (arguments.device_target, arguments.device_id)
+    model = open_model(arguments.onnx_path, given, *device, cores // threads, npu_batch)
+    if model.on_cpu:
+        print(f"note: the NPU leaves to the CPU: {model.on_cpu}", file=sys.stderr, flush=True)
     return model, choose_batch_size(model, arguments.batch_size), threads
 
 

@@ -3,7 +3,7 @@
 A thread takes a batch from the file names to the logits, and the network runs within that thread. On a CPU nothing is
 handed from thread to thread and nobody waits for a partner: as many batches as threads are under way, some of them
 being decoded while others are in the network, and the pixels stay in the core's cache. On a GPU or NPU the same threads
-keep the device fed.
+keep the device fed; an NPU's batches are run by a thread of its own.
 """
 
 from __future__ import annotations

@@ -6,13 +6,14 @@ A file of `export.py` says all of it itself. Another program's file needs `Given
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime
 
 from src.common.cli import RunError, UsageError
 from src.images.preprocess import normalise
-from src.inference.session import LOGITS, open_session, run_session
+from src.inference.session import LOGITS, name_fallen_back, open_session, run_session
 from src.inference.settings import GivenSettings, check_agreement, complete_settings, format_setting, settle_classes
 from src.weights.model_info import METADATA_KEY, ModelInfo
 
@@ -32,7 +33,9 @@ class OnnxModel:
         described: whether the file said so itself.
         input_name, output_name: its tensors.
         input_type: float32 or float16 for normalised images (N, 3, S, S), uint8 for pixels (N, S, S, 3).
-        fixed_batch: the only batch size that it takes, or None for any.
+        fixed_batch: the only batch size that it takes, or that its device is to get; None for any.
+        runner: the one thread that runs it, where the device wants one; None: each caller's own.
+        on_cpu: what its NPU leaves to the CPU, in words; empty where there is nothing, or no NPU.
     """
 
     path: str
@@ -44,6 +47,8 @@ class OnnxModel:
     output_name: str
     input_type: type
     fixed_batch: int | None
+    runner: ThreadPoolExecutor | None = None
+    on_cpu: str = ""
 
     def describe(self) -> str:
         """A line on what runs and how an image is prepared."""
@@ -77,9 +82,9 @@ class OnnxModel:
         Raises:
             RunError: if ONNX Runtime fails.
         """
-        return run_session(self.session, self.path, self.input_name, self.output_name, batch).astype(
-            np.float32, copy=False
-        )
+        call = (run_session, self.session, self.path, self.input_name, self.output_name, batch)
+        logits = self.runner.submit(*call).result() if self.runner else call[0](*call[1:])
+        return logits.astype(np.float32, copy=False)
 
 
 def open_model(
@@ -88,8 +93,12 @@ def open_model(
     target: str | None = None,
     device_id: int | None = None,
     threads: int = 1,
+    batch_size: int | None = None,
 ) -> OnnxModel:
     """Open a file, settle what it expects, and run it once.
+
+    On an NPU every batch has the same size, because CANN compiles the network for each size that it meets, and one
+    thread runs them all, because a model of CANN's must not be run by two at once.
 
     Args:
         path: the ONNX file.
@@ -97,6 +106,7 @@ def open_model(
         target: "CPU", "GPU" or "Ascend"; None takes the best that works.
         device_id: number of the GPU or NPU.
         threads: that one call on the CPU uses.
+        batch_size: of an NPU's batches, where the file does not have one.
 
     Raises:
         UsageError: if the device is not there, settings are missing, or they contradict the file.
@@ -116,6 +126,7 @@ def open_model(
         error = UsageError if given.image_size else RunError
         raise error(f"{path}: its input is {side} pixels wide, but its images are to be {preprocess.image_size}")
     draft = ModelInfo(num_classes=1, preprocess=preprocess)
+    on_npu = target == "Ascend"
     model = OnnxModel(
         path=path,
         session=session,
@@ -125,10 +136,12 @@ def open_model(
         input_name=tensor.name,
         output_name=output,
         input_type=input_type,
-        fixed_batch=batch,
+        fixed_batch=batch or (batch_size if on_npu else None),
+        runner=ThreadPoolExecutor(1, "npu") if on_npu else None,
     )
     num_classes = count_logits(model)
-    return dataclasses.replace(model, info=settle_classes(info, given, preprocess, num_classes, path))
+    info = settle_classes(info, given, preprocess, num_classes, path)
+    return dataclasses.replace(model, info=info, on_cpu=name_fallen_back(session) if on_npu else "")
 
 
 def single_input(session: onnxruntime.InferenceSession, path: str):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import sys
+import tempfile
+from collections import Counter
 
 import numpy as np
 import onnxruntime
@@ -44,6 +49,8 @@ def open_session(
         # Where a driver or a library is missing, ONNX Runtime takes the CPU without a word.
         if PROVIDERS[candidate][0] in session.get_providers():
             return session, candidate
+        if candidate == "Ascend":
+            name_fallen_back(session)  # removes the profile
         sentence = f"ONNX Runtime has its {PROVIDERS[candidate][0]}, but it did not start; check driver and libraries"
         if target:
             raise RunError(f"--device_target is {target}: {sentence}")
@@ -64,6 +71,10 @@ def create_session(
     options.inter_op_num_threads = 1
     # What goes wrong comes back as an exception, too.
     options.log_severity_level = FATAL_ONLY
+    if target == "Ascend":
+        # Of the first run; see `name_fallen_back`.
+        options.enable_profiling = True
+        options.profile_file_prefix = os.path.join(tempfile.mkdtemp(), "profile")
     settings = {} if target == "CPU" or device_id is None else {"device_id": str(device_id)}
     try:
         return onnxruntime.InferenceSession(
@@ -95,3 +106,24 @@ def run_session(
         raise RunError(
             f"{path}: running it on a batch of shape {batch.shape} failed: {runtime_sentence(error)}"
         ) from None
+
+
+def name_fallen_back(session: onnxruntime.InferenceSession) -> str:
+    """What a session that was told to profile has run on the CPU instead of its device; empty if there is nothing.
+
+    Ends the profile and removes its file. A provider that cannot run an operator leaves it to the CPU without a word.
+    """
+    path = session.end_profiling()
+    try:
+        with open(path, encoding="utf-8") as file:
+            events = json.load(file)
+    except (OSError, ValueError):
+        return "ONNX Runtime does not say what it ran on the CPU"
+    finally:
+        shutil.rmtree(os.path.dirname(path), ignore_errors=True)
+    nodes = Counter(
+        event["args"].get("op_name", "?")
+        for event in events
+        if event.get("cat") == "Node" and event["args"].get("provider") == PROVIDERS["CPU"][0]
+    )
+    return ", ".join(f"{count} x {operator}" for operator, count in sorted(nodes.items()))

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -832,6 +833,73 @@ class TestDevices:
         code, out, err = run(place, "--dataset_path", "data")
         assert code == 0 and "; CPU, " in out
         assert err.startswith("note: GPU is not used: ") and err.count("\n") == 1
+
+    @pytest.fixture
+    def npu(self, monkeypatch):
+        """An ONNX Runtime with CANN's provider, which here is the CPU: the runs as (batch size, thread), its sessions.
+
+        It refuses two runs at once, as CANN does, and says that the NPU ran all but the operator Flatten.
+        """
+        runs, sessions, guard = [], [], threading.Lock()
+        cann, cpu = "CANNExecutionProvider", "CPUExecutionProvider"
+
+        class Session(onnxruntime.InferenceSession):
+            def __init__(self, path, options, providers, **others):
+                assert providers == [(cann, {})] and options.enable_profiling
+                super().__init__(path, options, providers=[cpu])
+                sessions.append(self)
+
+            def get_providers(self):
+                return [cann, cpu]
+
+            def run(self, names, inputs):
+                assert guard.acquire(blocking=False), "two runs at once"
+                time.sleep(0.01)
+                runs.append((len(inputs["image"]), threading.get_ident()))
+                result = super().run(names, inputs)
+                guard.release()
+                return result
+
+            def end_profiling(self):
+                path = Path(super().end_profiling())
+                events = json.loads(path.read_text())
+                for event in events:
+                    if event.get("cat") == "Node" and event["args"].get("op_name") != "Flatten":
+                        event["args"]["provider"] = cann
+                path.write_text(json.dumps(events))
+                return str(path)
+
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [cann, cpu])
+        monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+        return runs, sessions
+
+    @pytest.mark.parametrize(("flags", "batch"), [((), 32), (("--batch_size", 5), 5)])
+    def test_an_npu_gets_batches_of_one_size_from_one_thread(self, place, run, npu, flags, batch):
+        expected = run(place, "--dataset_path", "data", "--json", "--device_target", "Ascend", *flags)
+        runs, _ = npu
+        # 41 images, and the run that shows the output's shape; the last batch is padded.
+        assert [size for size, _ in runs] == [batch] * (1 + -(-41 // batch))
+        assert len({thread for _, thread in runs}) == 1
+        assert expected[0] == 0 and json.loads(expected[1].splitlines()[-1])["images"] == 41
+
+    def test_an_npus_results_are_those_of_a_cpu(self, place, run, npu):
+        on_npu = run(place, "--dataset_path", "data")[1]
+        assert "; Ascend, " in on_npu
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+            patch.setattr(onnxruntime, "InferenceSession", onnxruntime.InferenceSession.__base__)
+            on_cpu = run(place, "--dataset_path", "data")[1]
+        assert parse_onnx_result(on_npu) == parse_onnx_result(on_cpu)
+
+    def test_few_images_are_one_batch_on_an_npu(self, place, run, npu):
+        assert run(place, "--image", "data/cat/00.jpg", "data/cat/01.jpg")[0] == 0
+        assert [size for size, _ in npu[0]] == [2, 2]
+
+    def test_what_an_npu_leaves_to_the_cpu_is_named(self, place, run, npu, tmp_path, monkeypatch):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        _, _, err = run(place, "--image", "data/cat/00.jpg")
+        assert err == "note: the NPU leaves to the CPU: 1 x Flatten\n"
+        assert os.listdir(tmp_path) == []  # the profile is gone
 
     def test_the_device_is_told(self, place, run):
         assert "; CPU, 1 threads" in run(place, "--dataset_path", "data", "--device_target", "CPU", "--threads", 1)[1]
