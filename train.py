@@ -22,6 +22,7 @@ from src.images.bad_images import BadImages
 from src.launch.modelarts import copied_folders
 from src.Monitor import Monitor
 from src.preparation.split import Split, write_split
+from src.runtime.profiling import StepProfiler
 from src.training.history import History
 from src.training.loop import LoopSettings, TrainingLoop
 from src.training.report import create_evaluator, describe_run, report_complete, report_end
@@ -118,8 +119,10 @@ def run_steps(run: Run, loop: TrainingLoop) -> None:
     sink = None
     if run.device.has_data_sink:
         sink = choose_sink(loop.progress, run.config.sink_size, run.config.save_checkpoint_steps)
+    steps, folder = run.config.profile, os.path.join(run.run_folder, "profile")
+    profilers = [StepProfiler(steps, folder, run.device.target)] if steps else []
     with bad.as_sentence():
-        loop.run(create_stream(run, loop.progress, bad), sink)
+        loop.run(create_stream(run, loop.progress, bad), sink, profilers)
 
 
 if __name__ == "__main__":

@@ -160,6 +160,9 @@ GROUPS = {
         free("tensorboard", True, boolean, "write TensorBoard event files beside the checkpoints"),
         fixed("seed", 1, number(int, 0, 2**31 - 1), "seed of weights, order, augmentation and dropout"),
         free("log_interval", 50, positive_int, "steps between two plain log lines where there is no terminal"),
+        free(
+            "profile", None, positive_int, "steps after the first that MindSpore's profiler records in the run's folder"
+        ),
         free("sink_size", 100, positive_int, "most steps sent to the device at once, where it has data sink"),
     ),
 }

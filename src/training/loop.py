@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -15,6 +16,7 @@ from src.evaluation.chance import FEWEST_FOR_TOP_5, warn_of_evaluation, warn_of_
 from src.evaluation.metrics import Score
 from src.Monitor import Monitor
 from src.runtime.collective import count_ranks, sum_floats
+from src.runtime.device import DRY_RUN
 from src.training.history import History
 from src.training.run_folder import CheckpointFolder
 from src.training.schedule import Progress, Sink
@@ -42,6 +44,8 @@ class LoopSettings:
     amp_level: str | None = None
     loss_scale: float = 1024
     loss_scale_mode: str = "fixed"
+    use_label_smooth: bool = True
+    label_smooth_factor: float = 0.1
     class_num: int = 1000
     norm_momentum: float = 0.99
 
@@ -82,20 +86,23 @@ class TrainingLoop(ms.Callback):
         # Lines of the signals' thread must not tear the bar.
         self.stop.say = self.monitor.say
 
-    def run(self, batches, sink: Sink | None) -> None:
+    def run(self, batches, sink: Sink | None, others: Sequence[ms.Callback] = ()) -> None:
         """Compute all steps that are left.
 
         Args:
             batches: MindSpore data set of exactly those steps.
             sink: see `src.training.schedule.choose_sink`; None where the device has no data sink.
+            others: what else follows each step.
         """
         model = ms.Model(self.step_cell)
         if sink:
             self.look = sink.look
             left = self.progress.total_steps - self.progress.step
-            model.train(left // sink.size, batches, callbacks=[self], dataset_sink_mode=True, sink_size=sink.size)
+            model.train(
+                left // sink.size, batches, callbacks=[self, *others], dataset_sink_mode=True, sink_size=sink.size
+            )
         else:
-            model.train(1, batches, callbacks=[self], dataset_sink_mode=False)
+            model.train(1, batches, callbacks=[self, *others], dataset_sink_mode=False)
 
     def close(self) -> None:
         """Take the bar away and close the files."""
@@ -137,7 +144,9 @@ class TrainingLoop(ms.Callback):
             run_context.request_stop()
 
     def check_loss(self, loss: float, name: str) -> None:
-        """Stop at a loss that is infinite, NaN, or as large as the largest number that saturation leaves.
+        """Stop at a loss that is infinite or NaN, or what cards that saturate make of these: a largest number, or 0.
+
+        A smoothed loss is never 0, except in a DryRun, which computes nothing.
 
         Raises:
             RunError: see `diverged`.
@@ -146,6 +155,9 @@ class TrainingLoop(ms.Callback):
             raise self.diverged(f"{name} became {loss}")
         if abs(loss) >= LARGEST_LOSS:
             raise self.diverged(f"{name} became {loss:g}, which is no less than float16's largest number,")
+        smooths = self.settings.use_label_smooth and self.settings.label_smooth_factor and self.settings.class_num > 1
+        if loss == 0 and smooths and DRY_RUN not in os.environ:
+            raise self.diverged(f"{name} became 0, which smoothed labels do not allow, and some NPUs make of NaN,")
 
     def check_overflows(self) -> None:
         """Say which updates a dynamic loss scale has left out, and stop where no scale helps.

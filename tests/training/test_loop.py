@@ -1,5 +1,7 @@
 """What happens around the step, on a tiny network: evaluation, best score, early end, saving, numbers that are none."""
 
+import csv
+import json
 import os
 import re
 import signal
@@ -15,6 +17,7 @@ from src.config import Config
 from src.evaluation.metrics import Score
 from src.loss import CrossEntropySmooth
 from src.Monitor import Monitor
+from src.runtime.profiling import StepProfiler
 from src.training.history import History
 from src.training.loop import LoopSettings, TrainingLoop
 from src.training.run_folder import CheckpointFolder
@@ -36,11 +39,11 @@ class Tiny(nn.Cell):
         return self.classifier(x.mean((2, 3)))
 
 
-def batches(steps, overflowing=None):
+def batches(steps, overflowing=None, all_of_class_0=False):
     """Of so many steps; the images of step number `overflowing` are a hundred times as bright."""
     random = np.random.default_rng(0)
     images = random.standard_normal((steps, BATCH, 3, 4, 4)).astype(np.float32)
-    labels = random.integers(0, 2, (steps, BATCH)).astype(np.int32)
+    labels = random.integers(0, 1 if all_of_class_0 else 2, (steps, BATCH)).astype(np.int32)
     if overflowing:
         images[overflowing - 1] *= 400
     return ds.NumpySlicesDataset((images, labels), ["image", "label"], shuffle=False)
@@ -52,6 +55,8 @@ class Run:
     def __init__(self, folder, scores=(), ema_scores=None, progress=None, on_evaluation=None, **flags):
         evaluation_loss, spoil = flags.pop("evaluation_loss", 0.5), flags.pop("spoil", 0.0)
         look, on_step = flags.pop("look", 1), flags.pop("on_step", None)
+        others, smoothing = flags.pop("others", ()), flags.pop("smoothing", 0.1)
+        all_of_class_0 = flags.pop("all_of_class_0", False)
         step_settings, overflowing = flags.pop("step", {}), flags.pop("overflowing", None)
         config = Config(**{"epoch_size": EPOCHS, "class_num": 2, "use_ema": ema_scores is not None, **flags})
         network = Tiny()
@@ -61,7 +66,7 @@ class Run:
         optimizer = nn.SGD(network.trainable_params(), learning_rate=[0.1] * STEPS * EPOCHS)
         ema_decay = 0.9 if ema_scores is not None else 0.0
         self.step_cell = TrainStep(
-            network, CrossEntropySmooth(0.1, 2), optimizer, StepSettings(ema_decay=ema_decay, **step_settings)
+            network, CrossEntropySmooth(smoothing, 2), optimizer, StepSettings(ema_decay=ema_decay, **step_settings)
         ).set_train()
         self.progress = progress or Progress(STEPS, EPOCHS, BATCH * STEPS)
         self.evaluations = []
@@ -103,7 +108,8 @@ class Run:
             if on_step:
                 take = self.stop.take_signals
                 self.stop.take_signals = lambda: (take(), on_step(self))
-            self.loop.run(batches(self.progress.total_steps - self.progress.step, overflowing), None)
+            stream = batches(self.progress.total_steps - self.progress.step, overflowing, all_of_class_0)
+            self.loop.run(stream, None, others)
 
     def saved(self):
         return sorted(filter(None, map(parse_name, os.listdir(self.folder))))
@@ -284,6 +290,15 @@ class TestOverflow:
             Run(tmp_path, spoil=2 * 65504.0)
         assert "which is no less than float16's largest number, at step 1 of epoch 1" in str(error.value)
 
+    def test_a_loss_of_0_is_what_saturation_makes_of_nan(self, tmp_path, monkeypatch):
+        """Without smoothing it may be a perfect batch; in a DryRun nothing is computed."""
+        everything_right = {"spoil": 1e4, "smoothing": 0.0, "all_of_class_0": True}
+        with pytest.raises(RunError, match="the loss became 0, which smoothed labels do not allow"):
+            Run(tmp_path, **everything_right)
+        Run(tmp_path, **everything_right, use_label_smooth=False)
+        monkeypatch.setenv("MS_SIMULATION_LEVEL", "1")
+        Run(tmp_path, **everything_right)
+
     def test_updates_left_out_are_said_and_counted(self, tmp_path, capsys):
         """The images of step 3 give gradients beyond float32 at a scale of 2**126; those of the others do not."""
         run = Run(tmp_path, step={"loss_scale": 2.0**126, "loss_scale_mode": "dynamic"}, overflowing=3)
@@ -302,3 +317,18 @@ class TestOverflow:
         step = {"loss_scale": 1.0, "loss_scale_mode": "dynamic"}
         with pytest.raises(RunError, match="the gradients overflowed at a loss scale of 1 at step 1 of epoch 2"):
             Run(tmp_path, step=step, on_step=overflow)
+
+
+@pytest.mark.parametrize(("asked", "recorded"), [(3, 3), (100, 9)])
+def test_the_profiler_records_as_many_steps_after_the_first_as_asked_for_and_there_are(
+    tmp_path, capsys, asked, recorded
+):
+    """Counted by what MindSpore wrote: the network has one dense layer, whose bias is added once a step."""
+    Run(tmp_path, progress=Progress(5, 2, 20), others=[StepProfiler(asked, str(tmp_path / "profile"), "CPU")])
+    assert f"profile: {recorded} steps after step 1, in {tmp_path}/profile" in capsys.readouterr().out
+    (operators,) = (tmp_path / "profile").glob("*/FRAMEWORK/cpu_op_detail_info_0.csv")
+    with open(operators, newline="") as file:
+        counts = {row["op_type"]: int(row["op_occurrences"]) for row in csv.DictReader(file)}
+    assert counts["BiasAdd"] == recorded
+    (trace,) = (tmp_path / "profile").glob("*/ASCEND_PROFILER_OUTPUT/trace_view.json")
+    assert any("MatMul" in event["name"] for event in json.loads(trace.read_text()))
