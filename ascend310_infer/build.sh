@@ -22,41 +22,44 @@ case ${1:-} in
         ;;
 esac
 
-# What is missing, by the names of Debian's and Ubuntu's packages.
+# The Python whose packages bring the engine OpenVINO and, where the system has none, the headers of nlohmann-json.
+if [ -n "${PYTHON:-}" ]; then
+    python=$PYTHON
+elif [ -x "${VENV:-$here/../.venv}/bin/python" ]; then
+    python=${VENV:-$here/../.venv}/bin/python
+else
+    python=python3
+fi
+# package_folder NAME: found without importing it, which would take seconds; empty if there is none.
+package_folder() {
+    "$python" -c 'import importlib.util as u, sys; s = u.find_spec(sys.argv[1]); print(s.submodule_search_locations[0] if s else "")' "$1" 2> /dev/null || true
+}
+json=$(package_folder mindspore)/include/third_party
+
+# What is missing, by the names of Debian's and Ubuntu's packages, behind a slash those of openEuler and CentOS.
 missing=
 command -v cmake > /dev/null || missing="$missing cmake"
 command -v make > /dev/null || command -v ninja > /dev/null || missing="$missing make"
-command -v "${CXX:-c++}" > /dev/null || missing="$missing g++"
+command -v "${CXX:-c++}" > /dev/null || missing="$missing g++/gcc-c++"
 if command -v "${CXX:-c++}" > /dev/null; then
     has_header() {
         printf '#include <cstdio>\n#include <%s>\n' "$1" | "${CXX:-c++}" -x c++ -std=c++17 -fsyntax-only - 2> /dev/null
     }
-    has_header jpeglib.h || missing="$missing libjpeg62-turbo-dev(Debian)/libjpeg-turbo8-dev(Ubuntu)"
-    has_header png.h || missing="$missing libpng-dev"
-    has_header nlohmann/detail/macro_scope.hpp || missing="$missing nlohmann-json3-dev"
-    has_header CLI/Version.hpp || missing="$missing libcli11-dev"
+    has_header jpeglib.h || missing="$missing libjpeg-dev/libjpeg-turbo-devel"
+    has_header png.h || missing="$missing libpng-dev/libpng-devel"
+    has_header nlohmann/json.hpp || [ -f "$json/nlohmann/json.hpp" ] || missing="$missing nlohmann-json3-dev/json-devel"
 fi
 [ -z "$missing" ] || fail "these packages are missing:$missing"
 
 # The engines.
-if [ -n "${PYTHON:-}" ]; then
-    python=$PYTHON
-elif [ -x "$here/../.venv/bin/python" ]; then
-    python=$here/../.venv/bin/python
-else
-    python=python3
-fi
 openvino=
-if [ "${WITH_OPENVINO:-ON}" != OFF ] && command -v "$python" > /dev/null; then
-    # Found without importing it, which would take seconds.
-    openvino=$("$python" -c 'import importlib.util as u; s = u.find_spec("openvino"); print(s.submodule_search_locations[0] if s else "")' 2> /dev/null) || openvino=
-fi
+[ "${WITH_OPENVINO:-ON}" = OFF ] || openvino=$(package_folder openvino)
 ascend=${ASCEND_HOME_PATH:-${ASCEND_TOOLKIT_HOME:-}}
 if [ -n "$ascend" ] && [ ! -f "$ascend/include/acl/acl.h" ]; then
     echo "without the engine ascendcl: there is no include/acl/acl.h in '$ascend'"
     ascend=
 fi
-set -- -DASCEND_HOME="$ascend" -DLITE_HOME="${LITE_HOME:-}" "$@"
+set -- -DJSON_INCLUDE="$json" -DASCEND_HOME="$ascend" -DLITE_HOME="${LITE_HOME:-}" "$@"
 if [ -n "$openvino" ] && [ -f "$openvino/cmake/OpenVINOConfig.cmake" ]; then
     set -- -DWITH_OPENVINO=ON -DOpenVINO_DIR="$openvino/cmake" "$@"
 else
@@ -73,6 +76,7 @@ for folder in "ASCEND_HOME:PATH=$ascend" "LITE_HOME:PATH=${LITE_HOME:-}"; do
         rm -f "$build/CMakeCache.txt"
     fi
 done
+mkdir -p "$build" 2> /dev/null && [ -w "$build" ] || fail "'$build' cannot be written; set BUILD_DIR to a folder for the build"
 cmake -S "$here" -B "$build" "$@" > "$build.configure.log" 2>&1 || {
     cat "$build.configure.log" >&2
     fail "CMake could not configure the build"

@@ -1,7 +1,14 @@
 # shellcheck shell=sh
-# Functions that the scripts of this folder share. Sourced, not run; POSIX sh. Sets `root` to the repository's folder.
+# Functions that the scripts of this folder share. Sourced, not run; POSIX sh. Sets `root` to the repository's folder and
+# `venv` to that of the Python environment.
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+# The Python environment; $VENV is for a repository that is read-only or shared by machines that differ.
+venv=${VENV:-$root/.venv}
+case $venv in
+    /*) ;;
+    *) venv=$PWD/$venv ;;
+esac
 
 # fail SENTENCE [CODE]: one line on standard error; 2 is wrong usage, 1 a failed run.
 fail() {
@@ -9,12 +16,12 @@ fail() {
     exit "${2:-2}"
 }
 
-# find_python: sets `python` to $PYTHON, else the repository's environment, else the one on the path.
+# find_python: sets `python` to $PYTHON, else the environment's, else the one on the path.
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
         python=$PYTHON
-    elif [ -x "$root/.venv/bin/python" ]; then
-        python=$root/.venv/bin/python
+    elif [ -x "$venv/bin/python" ]; then
+        python=$venv/bin/python
     else
         python=python3
     fi

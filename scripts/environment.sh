@@ -1,5 +1,5 @@
-# shellcheck shell=sh disable=SC2154  # common.sh sets root
-# Sourced after common.sh by the scripts that install. Creates $root/.venv, and updates it when requirements change.
+# shellcheck shell=sh disable=SC2154  # common.sh sets root and venv
+# Sourced after common.sh by the scripts that install. Creates $venv, and updates it when requirements change.
 
 # find_base_python: sets `base_python` to an interpreter that MindSpore has wheels for.
 find_base_python() {
@@ -12,26 +12,27 @@ find_base_python() {
     fail "no Python of 3.9 to 3.12 was found on the path; install one, or set PYTHON to it" 1
 }
 
-# prepare_environment NAME PIP_ARGUMENTS...: installs into .venv, unless it was done for the present requirement files.
+# prepare_environment NAME PIP_ARGUMENTS...: installs into $venv, unless it was done for the present requirement files.
 # NAME is "user" or "dev"; an environment for developers serves users as well.
 prepare_environment() {
     name=$1
     shift
-    python=$root/.venv/bin/python
+    python=$venv/bin/python
     wanted=$(cat "$root/requirements.txt" "$root/requirements-dev.txt" | cksum)
-    for stamp in "$root/.venv/.installed-$name" "$root/.venv/.installed-dev"; do
+    for stamp in "$venv/.installed-$name" "$venv/.installed-dev"; do
         if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && "$python" -c '' 2> /dev/null; then
-            echo "environment: $root/.venv is up to date, reusing it"
+            echo "environment: $venv is up to date, reusing it"
             return
         fi
     done
     if ! "$python" -m pip --version > /dev/null 2>&1; then
         find_base_python
-        echo "environment: creating $root/.venv with $("$base_python" --version)"
-        "$base_python" -m venv --clear "$root/.venv" ||
+        mkdir -p "$venv" 2> /dev/null || fail "the environment '$venv' cannot be made here; set VENV to a folder for it" 1
+        echo "environment: creating $venv with $("$base_python" --version)"
+        "$base_python" -m venv --clear "$venv" ||
             fail "no virtual environment could be created (on Debian and Ubuntu: apt-get install python3-venv)" 1
     fi
-    echo "environment: installing into $root/.venv (about a minute, 3 GB)"
+    echo "environment: installing into $venv (about a minute, 3 GB)"
     "$python" -m pip install --disable-pip-version-check "$@" || fail "the requirements could not be installed" 1
-    printf '%s\n' "$wanted" > "$root/.venv/.installed-$name"
+    printf '%s\n' "$wanted" > "$venv/.installed-$name"
 }

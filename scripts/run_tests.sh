@@ -6,7 +6,7 @@ set -eu
 
 prepare_environment dev -r "$root/requirements-dev.txt"
 sh "$root/scripts/install_system_packages.sh" || echo "warning: tests of the C++ program will fail without these packages" >&2
-command -v chromedriver > /dev/null || sh "$root/scripts/install_system_packages.sh" chromium-driver ||
+command -v chromedriver > /dev/null || sh "$root/scripts/install_system_packages.sh" chromium-driver/chromedriver ||
     echo "warning: tests of the report in a browser are skipped without Chromium and chromedriver" >&2
 
 # Relative paths among the arguments start at the repository, whatever the caller's folder.

@@ -1,13 +1,12 @@
 #include "results.h"
 
 #include <fcntl.h>
+#include <ftw.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <filesystem>
-#include <system_error>
 #include <utility>
 
 #include "errors.h"
@@ -19,17 +18,18 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "result files are littl
 constexpr size_t kWaitingBatches = 2;
 constexpr char kModelFile[] = "/.model";  // hidden, so that it is no result
 
-// Removes result files, complete and unfinished ones, in all folders below.
-void remove_results(const std::filesystem::path &root) {
-  std::error_code failure;
-  for (auto entry = std::filesystem::recursive_directory_iterator(root, failure);
-       !failure && entry != std::filesystem::recursive_directory_iterator(); entry.increment(failure)) {
-    const std::string name = entry->path().filename().string();
-    if (!ends_with(name, "_0.bin") && !ends_with(name, "_0.bin.tmp")) continue;
-    if (!entry->is_regular_file(failure)) continue;
-    if (::unlink(entry->path().c_str()) != 0) throw RunError(describe_errno(errno, entry->path().string()));
-  }
-  if (failure) throw RunError(describe_errno(failure.value(), root.string()));
+// Of nftw, for each entry: ends with errno where a result file cannot be removed.
+int remove_result(const char *path, const struct stat *, int kind, FTW *) {
+  const std::string name(path);
+  if (kind == FTW_DNR) return EACCES;
+  if (kind != FTW_F || (!ends_with(name, "_0.bin") && !ends_with(name, "_0.bin.tmp"))) return 0;
+  return ::unlink(path) == 0 ? 0 : errno;
+}
+
+// Removes result files, complete and unfinished ones, in all folders below. Not std::filesystem, which GCC has from 8 on.
+void remove_results(const std::string &root) {
+  const int failure = ::nftw(root.c_str(), remove_result, 16, FTW_PHYS);
+  if (failure != 0) throw RunError(describe_errno(failure < 0 ? errno : failure, root));
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ from typing import Callable
 
 import numpy as np
 
-from src.common.machine import count_cores, map_in_order
+from src.common.machine import count_cores, map_in_order, usable_cores
 from src.data.listing import ImageFolder, read_encoded
 from src.images.bad_images import BadImages, ImageError
 from src.images.preprocess import Preprocess, crop_encoded, normalise
@@ -85,7 +85,7 @@ def count_cores_per_device(devices: int = 1) -> int:
     A process that is bound to some of the cores, as our launcher binds each rank, has them for itself.
     """
     cores = count_cores()
-    if cores == os.cpu_count():
+    if len(usable_cores()) == os.cpu_count():
         cores //= max(1, min(devices, MAX_DEVICES_ON_HOST))
     return max(1, cores)
 

@@ -8,8 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef __AVX2__
+#if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 enum { BILINEAR = 0, BICUBIC = 1 };
@@ -89,8 +91,8 @@ static inline int32_t clip(int32_t sum) {
 
 // The weighted sum of `count` pixels of 4 bytes, two at a time: one pixel to `out`.
 static inline void mix_pixels(const uint8_t *pixel, const int32_t *weight, int32_t count, uint8_t *out) {
-#ifdef __AVX2__
-  // The loops below by hand, since GCC does not vectorise them so.
+  // The last loops by hand twice, since GCC does not vectorise them so.
+#if defined(__AVX2__)
   const __m256i each_four_times = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
   __m256i pair = _mm256_setzero_si256();
   for (int32_t k = 0; k < count; k += 2) {
@@ -103,6 +105,17 @@ static inline void mix_pixels(const uint8_t *pixel, const int32_t *weight, int32
   sum = _mm_srai_epi32(_mm_add_epi32(sum, _mm_set1_epi32(HALF)), PRECISION_BITS);
   sum = _mm_packus_epi32(sum, sum);
   const int32_t mixed = _mm_cvtsi128_si32(_mm_packus_epi16(sum, sum));
+  memcpy(out, &mixed, 4);
+#elif defined(__aarch64__)
+  int32x4_t even = vdupq_n_s32(HALF), odd = vdupq_n_s32(0);
+  for (int32_t k = 0; k < count; k += 2) {
+    const uint16x8_t values = vmovl_u8(vld1_u8(pixel + 4 * k));
+    const int32x2_t factors = vld1_s32(weight + k);
+    even = vmlaq_lane_s32(even, vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(values))), factors, 0);
+    odd = vmlaq_lane_s32(odd, vreinterpretq_s32_u32(vmovl_high_u16(values)), factors, 1);
+  }
+  const uint16x4_t sum = vqmovun_s32(vshrq_n_s32(vaddq_s32(even, odd), PRECISION_BITS));
+  const uint32_t mixed = vget_lane_u32(vreinterpret_u32_u8(vqmovn_u16(vcombine_u16(sum, sum))), 0);
   memcpy(out, &mixed, 4);
 #else
   int32_t sums[8] = {HALF, HALF, HALF, HALF, 0, 0, 0, 0};

@@ -320,54 +320,54 @@ class TestOpenVino:
         assert case.run(model=model).returncode == 0
 
 
+@pytest.fixture(scope="module")
+def held_out(digits, tmp_path_factory):
+    """Six held-out digits of each class."""
+    root = tmp_path_factory.mktemp("digits") / "data"
+    for folder in (digits / "val").iterdir():
+        names = sorted(path.name for path in folder.iterdir())[:6]
+        cpp.write_files(root / folder.name, {name: (folder / name).read_bytes() for name in names})
+    return root
+
+
+@pytest.fixture(scope="module")
+def checkpoint(held_out):
+    """A random B0 whose logits of these digits are of order 1, as large as a trained one's."""
+    from benchmarks.peers import create_peer, randomise
+    from src.weights.checkpoint import write_checkpoint
+    from src.weights.names import to_ours
+    from tests.support.peer_networks import tensors
+
+    info = ModelInfo(num_classes=10, class_names=tuple("0123456789"), preprocess=Preprocess.for_image_size(64))
+    folder = read_image_folder(str(held_out))
+    images = np.stack([load_image(folder.full_path(i), info.preprocess) for i in range(len(folder))])
+    peer = randomise(create_peer("timm_tf", "b0", num_classes=10), images)
+    path = held_out.parent / "b0.ckpt"
+    write_checkpoint(str(path), to_ours(tensors(peer), "peer").weights, info)
+    return path
+
+
+@pytest.fixture(scope="module")
+def programs(held_out, checkpoint):
+    """Logits of shape (60, 10) and top-1 by eval.py and by infer_onnx.py, and the ONNX file."""
+    import eval as evaluation
+    import export
+    import infer_onnx
+
+    onnx = checkpoint.with_suffix(".onnx")
+    source = ["--checkpoint_path", str(checkpoint), "--device_target", "CPU"]
+    flags = ["--file_format", "ONNX", "--file_name", str(onnx)]
+    export.main([*source, *flags])
+    expected = record_scores(evaluation.main, [*source, "--dataset_path", str(held_out), "--batch_size", "30"])
+    runner = record_scores(infer_onnx.main, ["--onnx_path", str(onnx), "--dataset_path", str(held_out)])
+    pixels = checkpoint.with_name("pixels.onnx")
+    more = ["--include_preprocessing", "True", "--include_softmax", "True"]
+    export.main([*source, *flags[:-1], str(pixels), *more])
+    return onnx, pixels, expected, runner
+
+
 class TestDigits:
     """The same network by three programs: MindSpore, ONNX Runtime, OpenVINO."""
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def data(cls, digits, tmp_path_factory):
-        """Six held-out digits of each class."""
-        root = tmp_path_factory.mktemp("digits") / "data"
-        for folder in (digits / "val").iterdir():
-            names = sorted(path.name for path in folder.iterdir())[:6]
-            cpp.write_files(root / folder.name, {name: (folder / name).read_bytes() for name in names})
-        return root
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def checkpoint(cls, data):
-        """A random B0 whose logits of these digits are of order 1, as large as a trained one's."""
-        from benchmarks.peers import create_peer, randomise
-        from src.weights.checkpoint import write_checkpoint
-        from src.weights.names import to_ours
-        from tests.support.peer_networks import tensors
-
-        info = ModelInfo(num_classes=10, class_names=tuple("0123456789"), preprocess=Preprocess.for_image_size(64))
-        folder = read_image_folder(str(data))
-        images = np.stack([load_image(folder.full_path(i), info.preprocess) for i in range(len(folder))])
-        peer = randomise(create_peer("timm_tf", "b0", num_classes=10), images)
-        path = data.parent / "b0.ckpt"
-        write_checkpoint(str(path), to_ours(tensors(peer), "peer").weights, info)
-        return path
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def programs(cls, data, checkpoint):
-        """Logits of shape (60, 10) and top-1 by eval.py and by infer_onnx.py, and the ONNX file."""
-        import eval as evaluation
-        import export
-        import infer_onnx
-
-        onnx = checkpoint.with_suffix(".onnx")
-        source = ["--checkpoint_path", str(checkpoint), "--device_target", "CPU"]
-        flags = ["--file_format", "ONNX", "--file_name", str(onnx)]
-        export.main([*source, *flags])
-        expected = record_scores(evaluation.main, [*source, "--dataset_path", str(data), "--batch_size", "30"])
-        runner = record_scores(infer_onnx.main, ["--onnx_path", str(onnx), "--dataset_path", str(data)])
-        pixels = checkpoint.with_name("pixels.onnx")
-        more = ["--include_preprocessing", "True", "--include_softmax", "True"]
-        export.main([*source, *flags[:-1], str(pixels), *more])
-        return onnx, pixels, expected, runner
 
     def test_python_programs_agree(self, programs):
         _, _, (expected, top_1), (logits, runner_top_1) = programs
@@ -376,11 +376,11 @@ class TestDigits:
         assert top_1 == runner_top_1
 
     @pytest.mark.parametrize("kind", ["floats", "pixels"])
-    def test_the_cpp_program_agrees(self, release, data, programs, tmp_path, kind):
+    def test_the_cpp_program_agrees(self, release, held_out, programs, tmp_path, kind):
         onnx, pixels, (expected, top_1), _ = programs
-        done = run_infer_310(release, tmp_path, onnx if kind == "floats" else pixels, data, DEVICE_TARGET="CPU")
+        done = run_infer_310(release, tmp_path, onnx if kind == "floats" else pixels, held_out, DEVICE_TARGET="CPU")
         assert done.returncode == 0, done.stderr
-        names = result_names(read_image_folder(str(data)).paths)
+        names = result_names(read_image_folder(str(held_out)).paths)
         logits = np.stack([np.fromfile(tmp_path / "result_Files" / name, "<f4") for name in names])
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
         assert f"top-1 {top_1} " in (tmp_path / "acc.log").read_text()
@@ -614,13 +614,21 @@ class TestWrongUse:
             ["--precision", "int8"],
             ["--skip_existing", "--repeat", "2"],
             ["extra"],
+            ["--skip_existing=yes"],
+            ["--batch_size"],
         ],
     )
     def test_wrong_flags(self, case, flags):
         done = case.run(*flags)
         assert done.returncode == 2
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert flags[0].partition("=")[0] in done.stderr
         assert not case.results.exists()
+
+    def test_a_value_stands_behind_the_flag_or_an_equals_sign_and_the_last_one_counts(self, case):
+        assert case.run("--threads", "0x", "--threads", "2").returncode == 2
+        assert case.run("--threads", "3", "--threads=2", "--result_path=of=mine").returncode == 0
+        assert (case.folder / "of=mine" / "cat" / "0_0.bin").exists()
 
     def test_help(self, case):
         done = case.run("--help")

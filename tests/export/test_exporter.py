@@ -193,18 +193,18 @@ def test_folding_computes_the_same_and_leaves_the_rest():
     assert folded["blocks.0.se.reduce.weight"] is weights["blocks.0.se.reduce.weight"]
 
 
-class TestOnnx:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def exported(cls, checkpoint, tmp_path_factory):
-        """The file of the plain command, and its exit code; the suffix is left out, the folder does not exist yet."""
-        folder = tmp_path_factory.mktemp("onnx") / "new"
-        os.umask(0o022)
-        flags = ["--checkpoint_path", checkpoint, "--file_name", folder / "b0", "--file_format", "ONNX"]
-        assert run_cli(main, [str(flag) for flag in flags]) == 0
-        assert os.listdir(folder) == ["b0.onnx"]
-        return str(folder / "b0.onnx")
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory):
+    """The file of the plain command, and its exit code; the suffix is left out, the folder does not exist yet."""
+    folder = tmp_path_factory.mktemp("onnx") / "new"
+    os.umask(0o022)
+    flags = ["--checkpoint_path", checkpoint, "--file_name", folder / "b0", "--file_format", "ONNX"]
+    assert run_cli(main, [str(flag) for flag in flags]) == 0
+    assert os.listdir(folder) == ["b0.onnx"]
+    return str(folder / "b0.onnx")
 
+
+class TestOnnx:
     def test_logits_are_the_peers(self, network, exported):
         peer, _, _, images = network
         expected = logits_of(peer, images)
@@ -293,19 +293,19 @@ class TestMindir:
         np.testing.assert_allclose(probabilities, odds / odds.sum(1, keepdims=True), atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A checkpoint as the model zoo published them: its names, no description, no checksum."""
+    import mindspore as ms
+
+    peer, weights, _, images = peer_and_weights("timm_tf", "b0", SIZE, 1000)
+    theirs = to_theirs(LAYOUTS["zoo"], "b0", weights)
+    path = tmp_path_factory.mktemp("zoo") / "efficientnetb0_ascend_v180_imagenet2012.ckpt"
+    ms.save_checkpoint([{"name": n, "data": ms.Tensor(v)} for n, v in theirs.items()], str(path))
+    return path, peer, images
+
+
 class TestPublishedCheckpoints:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def published(cls, tmp_path_factory):
-        """A checkpoint as the model zoo published them: its names, no description, no checksum."""
-        import mindspore as ms
-
-        peer, weights, _, images = peer_and_weights("timm_tf", "b0", SIZE, 1000)
-        theirs = to_theirs(LAYOUTS["zoo"], "b0", weights)
-        path = tmp_path_factory.mktemp("zoo") / "efficientnetb0_ascend_v180_imagenet2012.ckpt"
-        ms.save_checkpoint([{"name": n, "data": ms.Tensor(v)} for n, v in theirs.items()], str(path))
-        return path, peer, images
-
     def test_it_exports_for_the_size_that_is_asked_for(self, published, tmp_path, capsys):
         path, peer, images = published
         flags = ("--file_name", tmp_path / "zoo", "--file_format", "ONNX", "--image_size", SIZE)

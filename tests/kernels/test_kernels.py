@@ -583,12 +583,14 @@ def test_wrong_calls_are_refused(library):
 )
 def test_level_is_the_widest_that_the_processor_has(tmp_path, flags, level):
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbogomips\t: 1\n")
-    assert build.find_level(cpu_flags(tmp_path / "cpuinfo")) == level
+    assert build.find_level(cpu_flags(tmp_path / "cpuinfo", "x86_64")) == level
 
 
 def test_other_machines_have_the_generic_level(tmp_path):
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd\n")
-    assert build.find_level(cpu_flags(tmp_path / "cpuinfo")) == "generic"
+    assert build.find_level(cpu_flags(tmp_path / "cpuinfo", "aarch64")) == "generic"
+    (tmp_path / "cpuinfo").write_text("flags\t: avx2 fma avx512f avx512bw avx512dq avx512vl\n")
+    assert build.find_level(cpu_flags(tmp_path / "cpuinfo", "aarch64")) == "generic"
     assert build.find_level(cpu_flags(tmp_path / "nothing")) == "generic"
 
 
@@ -697,5 +699,5 @@ def test_kernels_on_arm(tmp_path):
     compile_driver(program, compiler, "generic", "-O2", "-static")
     if platform.machine() == "aarch64":
         run_driver(program)
-    elif shutil.which("qemu-aarch64"):
-        run_driver("qemu-aarch64", program)
+    elif emulator := shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static"):
+        run_driver(emulator, program)
