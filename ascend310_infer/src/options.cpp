@@ -23,7 +23,7 @@ std::string join(const Words &words) {
 
 // A flag that takes a value, or, where `read` is empty, one that is given or not.
 struct Flag {
-  std::string name;
+  std::string name;  // with its dashes
   std::string help;
   std::function<void(const std::string &value)> read;
   bool *given = nullptr;
@@ -56,28 +56,28 @@ auto number_into(Number &target, long least, long most) {
 std::vector<Flag> list_flags(Options &options) {
   EngineOptions &engine = options.engine;
   return {
-      {"model_path", "the .mindir, .om or .onnx file; required, also --mindir_path", text_into(engine.model_path)},
-      {"mindir_path", "", text_into(engine.model_path)},
-      {"dataset_path", "folder of class folders; required", text_into(options.dataset_path)},
-      {"device_target", "Ascend or CPU (default: Ascend for MINDIR and OM, CPU for ONNX)",
+      {"--model_path", "the .mindir, .om or .onnx file; required, also --mindir_path", text_into(engine.model_path)},
+      {"--mindir_path", "", text_into(engine.model_path)},
+      {"--dataset_path", "folder of class folders; required", text_into(options.dataset_path)},
+      {"--device_target", "Ascend or CPU (default: Ascend for MINDIR and OM, CPU for ONNX)",
        one_of(engine.device_target, {"Ascend", "CPU"})},
-      {"device_id", "which device (default: 0)", number_into(engine.device_id, 0, 65535)},
-      {"engine", "ascendcl, mindspore_lite or openvino (default: by the model's suffix)",
+      {"--device_id", "which device (default: 0)", number_into(engine.device_id, 0, 65535)},
+      {"--engine", "ascendcl, mindspore_lite or openvino (default: by the model's suffix)",
        one_of(options.engine_name, {"ascendcl", "mindspore_lite", "openvino"})},
-      {"batch_size", "images at once (default: what the model was exported for)",
+      {"--batch_size", "images at once (default: what the model was exported for)",
        number_into(engine.batch_size, 1, 65536)},
-      {"engine_threads",
+      {"--engine_threads",
        "the engine's threads on a CPU (default: as it likes); with ascendcl: batches under way at once (default: 2)",
        number_into(engine.threads, 1, 1024)},
-      {"precision", "mindspore_lite on an NPU computes in fp16 or fp32 (default: fp16)",
+      {"--precision", "mindspore_lite on an NPU computes in fp16 or fp32 (default: fp16)",
        one_of(engine.precision, {"fp16", "fp32"})},
-      {"threads", "decoder threads (default: one for each processor)", number_into(options.threads, 1, 1024)},
-      {"result_path", "folder for the result files (default: result_Files)", text_into(options.result_path)},
-      {"time_path", "folder for the timings (default: time_Result)", text_into(options.time_path)},
-      {"skip_existing", "go on with a run that was stopped: keep the results it left", {}, &options.skip_existing},
-      {"repeat", "classify the folder so many times, to see how the program bears up",
+      {"--threads", "decoder threads (default: one for each processor)", number_into(options.threads, 1, 1024)},
+      {"--result_path", "folder for the result files (default: result_Files)", text_into(options.result_path)},
+      {"--time_path", "folder for the timings (default: time_Result)", text_into(options.time_path)},
+      {"--skip_existing", "go on with a run that was stopped: keep the results it left", {}, &options.skip_existing},
+      {"--repeat", "classify the folder so many times, to see how the program bears up",
        number_into(options.repeat, 1, 1000000)},
-      {"benchmark_batches",
+      {"--benchmark_batches",
        "at the end run so many batches more without decoding and writing, to time the engine alone",
        number_into(options.benchmark_batches, 0, 1000000)},
   };
@@ -89,7 +89,7 @@ void print_help(const std::vector<Flag> &flags) {
                "Engines built in: "
             << join(list_engines()) << "\n";
   for (const Flag &flag : flags) {
-    if (!flag.help.empty()) std::cout << "  --" << flag.name << (flag.read ? " VALUE" : "") << "\n      " << flag.help << "\n";
+    if (!flag.help.empty()) std::cout << "  " << flag.name << (flag.read ? " VALUE" : "") << "\n      " << flag.help << "\n";
   }
 }
 
@@ -99,7 +99,7 @@ bool read_flags(const Words &words, const std::vector<Flag> &flags) {
     if (words[i] == "--help" || words[i] == "-h") return true;
     const size_t equals = words[i].find('=');
     const std::string name = words[i].substr(0, equals);
-    const auto flag = std::find_if(flags.begin(), flags.end(), [&](const Flag &each) { return "--" + each.name == name; });
+    const auto flag = std::find_if(flags.begin(), flags.end(), [&](const Flag &each) { return each.name == name; });
     if (flag == flags.end()) throw UsageError("unknown argument '" + words[i] + "'");
     if (!flag->read) {
       if (equals != std::string::npos) throw UsageError(name + " takes no value");
