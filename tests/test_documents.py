@@ -5,17 +5,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from signal import SIGHUP, SIGINT, SIGTERM
 
 import pytest
 
+from src.common.cli import RunError, UsageError
 from src.config import config
 from src.parameters import PARAMETERS
+from src.training.run_folder import RUN_NAME
 from tests.test_house import IMPORTS, WITH_MINDSPORE, WITHOUT_MINDSPORE
 
 ROOT = Path(__file__).parent.parent
 TWINS = {"README.md": "README_CN.md"}
 TWINS.update({f"docs/{path.name}": f"docs/zh/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))})
 DOCUMENTS = [*TWINS, *TWINS.values()]
+EXIT_CODES = ("docs/exit_codes.md", "docs/zh/exit_codes.md")
 ARCHITECTURE = ("docs/architecture.md", "docs/zh/architecture.md")
 # Folders whose scripts a document may name without the folder.
 SCRIPT_FOLDERS = ("", "scripts", "ascend310_infer")
@@ -138,6 +142,18 @@ def test_lines_of_prose_are_short(name):
 
 
 # What they name
+
+
+@each_document
+def test_the_folder_of_a_run_is_called_what_training_calls_it(name):
+    found = set(re.findall(r"\bmodel_(?:\d+|\[\w+\])", read(name)))
+    assert found <= {RUN_NAME}
+
+
+def test_exit_codes_are_those_of_the_errors():
+    codes = [{row[0] for row in rows(name) if row[0].isdecimal()} for name in EXIT_CODES]
+    expected = {0, RunError.exit_code, UsageError.exit_code} | {128 + number for number in (SIGHUP, SIGINT, SIGTERM)}
+    assert codes == [set(map(str, expected))] * 2
 
 
 @each_document
