@@ -50,6 +50,12 @@ def test_defaults_are_the_model_cards():
     assert config.image_size == 224
 
 
+def test_the_stem_the_seven_stages_and_the_head_can_be_frozen_and_no_more():
+    assert parse("--freeze", "9").freeze == 9
+    with pytest.raises(UsageError, match="--freeze: expected a whole number of at least 0 and at most 9"):
+        parse("--freeze", "10")
+
+
 @pytest.mark.parametrize("name", [name for name in PARAMETERS if PARAMETERS[name].default is not None])
 def test_every_parameter_is_a_flag_that_reads_its_own_default_back(name):
     default = PARAMETERS[name].default

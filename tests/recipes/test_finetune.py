@@ -93,6 +93,12 @@ def test_an_unreadable_image_does_not_stop_the_choice(tmp_path):
     assert choose(folder)["image_size"] == 128
 
 
+def test_statistics_follow_a_run_of_one_step_an_epoch(tmp_path):
+    """Fewer images than a batch has, 200 epochs: 1 - 25 / 200."""
+    chosen = choose(make_folder(tmp_path / "photos", (4, 4)), batch_size=16, epoch_size=200)
+    assert chosen["norm_momentum"] == 0.875
+
+
 def test_statistics_follow_a_short_run_and_the_published_one_keeps_its_momentum():
     """0.9 learns the digits in 264 steps, 0.99 does not; the published run has 218,750."""
     (choice,) = choose_momentum(Config(epoch_size=6), 44)

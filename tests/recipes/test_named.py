@@ -8,6 +8,10 @@ from src.parameters import PARAMETERS
 from src.recipes.named import FINE_TUNING_LR, INGREDIENTS, SUGGESTIONS, apply_recipe
 
 
+def test_fine_tuning_starts_from_a_tenth_of_the_zoos_peak_rate():
+    assert FINE_TUNING_LR == Config().lr_max / 10 == 0.02
+
+
 def test_zoo_is_the_default_and_changes_nothing():
     assert Config().recipe == "zoo"
     assert apply_recipe(Config()).as_dict() == Config().as_dict()
