@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import termios
+from pathlib import Path
 
 
 def become_foreground():
@@ -35,8 +36,8 @@ class Terminal:
         self.text = ""
 
     def read(self):
-        """Take in what is there, waiting for at most a tenth of a second; returns all that was shown."""
-        while select.select([self.master], [], [], 0.1)[0]:
+        """Take in what is there, waiting for at most a twentieth of a second; returns all that was shown."""
+        while select.select([self.master], [], [], 0.05)[0]:
             self.text += os.read(self.master, 1 << 16).decode()
         return self.text
 
@@ -52,3 +53,12 @@ class Terminal:
         os.close(self.master)
         os.close(self.slave)
         return self.process.returncode, self.text, as_found
+
+
+def cpu_seconds(process):
+    """The processor's time that a process has taken so far, which no other program changes; 0 once it has ended."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
