@@ -69,7 +69,7 @@ def read_note(path: str) -> Taken | None:
         with open(path, encoding="utf-8") as file:
             fields = json.load(file)
         return Taken(str(fields["path"]), Origin(**fields["origin"]))
-    except (OSError, ValueError, KeyError, TypeError, RunError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, RunError):
         return None
 
 

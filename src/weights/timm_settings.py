@@ -94,7 +94,7 @@ def read_timm_config(path: str) -> dict:
         with open(config_path(path), encoding="utf-8") as file:
             settings = json.load(file)
         return settings if ARCHITECTURE.match(settings["architecture"]) else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 

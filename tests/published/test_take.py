@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from src.common.cli import UsageError
+from src.published.origin import read_note
 from src.published.table import PUBLISHED, SHORT_NAMES, find_published, is_published_name
 from tests.support.hub_server import COMMIT, HubServer
 from tests.support.small_disk import can_mount, run_on_small_disk
@@ -325,3 +326,9 @@ class TestNames:
             assert row.top_1 == max(rivals) or member == "lite0"
         with pytest.raises(UsageError):
             find_published("b8")
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "{}", '{"path": 1, "origin": {"name": 2}}', "\udc80"])
+def test_a_note_that_cannot_be_read_is_none(tmp_path, text):
+    (tmp_path / "note.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert read_note(str(tmp_path / "note.json")) is None

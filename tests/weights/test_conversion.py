@@ -515,7 +515,9 @@ class TestNames:
         assert convert(path, folder / "ours.ckpt") == 1
         assert "config.json: its settings of the images are broken" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("text", ["", "[]", "{", '{"architecture": 3}', '{"architecture": "resnet50"}'])
+    @pytest.mark.parametrize(
+        "text", ["", "[]", "{", "[" * 100_000, '{"architecture": 3}', '{"architecture": "resnet50"}']
+    )
     def test_a_config_that_is_none_of_timms_is_ignored(self, text, b0_file, folder):
         path = self.file(b0_file, folder, "tf_efficientnet_b0.safetensors")
         (folder / "config.json").write_text(text)
