@@ -204,7 +204,8 @@ def main(argv=None) -> None:
     if arguments.calibrate:
         checkpoint = temper_logits(checkpoint, plan, arguments.calibration_path, device)
     export(checkpoint, plan)
-    print(f"written: {plan.path}, {os.path.getsize(plan.path) / 1e6:.1f} MB, {plan.describe()}")
+    purpose = "" if plan.path.endswith(kind.suffix) else f"for an {kind.name} file with "
+    print(f"written: {plan.path}, {os.path.getsize(plan.path) / 1e6:.1f} MB, {purpose}{plan.describe()}")
 
 
 if __name__ == "__main__":

@@ -101,6 +101,8 @@ def leave_for_atc(om: str, plan: ExportPlan, aipp: str, say: Callable[[str], Non
         f"and {os.path.basename(info_path(om))} to a machine with CANN and run there: sh {name}.sh"
     )
     say(f"that runs: {command}")
+    if os.path.exists(om):
+        say(f"warning: {om} is of an earlier export, which {info_path(om)} does not describe any more")
 
 
 def convert_onnx(path: str, plan: ExportPlan, aipp: str, say: Callable[[str], None]) -> None:

@@ -68,7 +68,7 @@ class Aipp:
             "rbuv_swap_switch: false",
         ]
         for name, values in (("mean", self.mean), ("min", self.rest), ("var_reci", self.reciprocal)):
-            lines += [f"{name}_chn_{channel}: {value!r}" for channel, value in enumerate(values)]
+            lines += [f"{name}_chn_{channel}: {value:.9g}" for channel, value in enumerate(values)]
         return "aipp_op {\n" + "".join(f"    {line}\n" for line in lines) + "}\n"
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:

@@ -556,6 +556,14 @@ class TestWrongUse:
         path.write_bytes(text.encode("latin-1"))
         case.fails(sentence)
 
+    def test_the_description_may_tell_of_published_weights(self, case):
+        path = case.model.with_suffix(".json")
+        path.write_text(
+            json.dumps({**json.loads(path.read_text()), "origin": {"name": "timm/efficientnet_b0.ra_in1k"}})
+        )
+        assert case.run().returncode == 0
+        case.check_results()
+
     def test_the_description_is_another_models(self, case):
         other = cpp.small_info(["cat", "dog", "owl"], 40)
         case.model.with_suffix(".json").write_text(other.to_json())
@@ -677,12 +685,15 @@ class TestSanitizers:
 
 class TestSoak:
     @pytest.mark.slow
-    @pytest.mark.parametrize("engine", ["mindspore_lite", "openvino"])
+    @pytest.mark.parametrize("engine", ["ascendcl", "mindspore_lite", "openvino"])
     def test_a_hundred_thousand_classifications_in_flat_memory(self, case, engine):
         model = case.model
         if engine == "openvino":
             model = case.folder / "model.onnx"
             cpp.write_onnx_model(model, case.info)
+        elif engine == "ascendcl":
+            model = case.folder / "model.om"
+            cpp.write_double_model(model, case.info, kind="uint8")
         for i in range(89):
             cpp.write_files(case.data, {f"owl/more_{i}.jpg": encode(draw(64, 48 + i % 9, i), "JPEG")})
         rounds = 1000

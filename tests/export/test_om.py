@@ -104,6 +104,7 @@ class TestAipp:
         settings = written_aipp(Preprocess(**IMAGENET))
         assert settings["input_format"] == "RGB888_U8" and settings["rbuv_swap_switch"] == "false"
         assert [settings[f"mean_chn_{i}"] for i in range(3)] == ["123", "116", "103"]
+        assert [settings[f"min_chn_{i}"] for i in range(3)] == ["0.675", "0.28", "0.53"]
         assert settings["crop"] == settings["csc_switch"] == "false"
 
     @pytest.mark.parametrize(
@@ -240,7 +241,8 @@ class TestWithoutAtc:
         assert code == 0, err
         assert sorted(os.listdir(folder)) == ["b0.json", "b0.om.aipp", "b0.om.onnx", "b0.om.sh"]
         assert f"{folder}/b0.om is not made, because there is no atc on the path" in out
-        assert "run there: sh b0.om.sh" in out and f"written: {folder}/b0.om.onnx" in out
+        assert "run there: sh b0.om.sh" in out and f"written: {folder}/b0.om.onnx, " in out
+        assert "for an OM file with input image uint8 (4, 64, 64, 3)" in out
         check_source(onnx.load(folder / "b0.om.onnx"), network)
         metadata = {entry.key: entry.value for entry in onnx.load(folder / "b0.om.onnx").metadata_props}
         assert ModelInfo.from_json(metadata[METADATA_KEY], "b0") == network[2]
@@ -255,6 +257,16 @@ class TestWithoutAtc:
         assert atc_double.read_om(folder / "b0.om")["aipp"] == written_aipp(network[2].preprocess)
         subprocess.run(shlex.split(command), cwd=folder, **run)
         assert (folder / "b0.om").read_bytes() == om
+
+    def test_an_older_om_file_is_named(self, network, no_atc, tmp_path):
+        (tmp_path / "b0.om").write_text("older")
+        kind, said = FORMATS["OM"], []
+        path = kind.destination(str(tmp_path / "b0.om"))
+        kind.finish(path, ExportPlan(path, kind, network[2], soc_version="Ascend310P3"), said.append)
+        assert (
+            said[-1] == f"warning: {tmp_path}/b0.om is of an earlier export, which {tmp_path}/b0.json does not "
+            "describe any more"
+        )
 
     def test_a_wrong_aipp_file_does_not_pass_the_proof(self, checkpoint, no_atc, tmp_path, capsys, monkeypatch):
         """As if mean and deviation were those of pixels from 0 to 1."""
