@@ -36,8 +36,9 @@ from src.common.machine import cpu_flags
 from src.export.bias_correction import correct_biases, open_model_proto, split
 from src.export.verification import centre
 
-# Everything between images and features; preprocessing and softmax are of other types.
-OPERATORS = ("Conv", "Clip", "Sigmoid", "Mul", "Add", "GlobalAveragePool", "Flatten", "Gemm")
+# Everything between images and features; preprocessing is of other types. The softmax stays in float, but ONNX Runtime
+# 1.19 (that of Python 3.9) fails where its range is not measured.
+OPERATORS = ("Conv", "Clip", "Sigmoid", "Mul", "Add", "GlobalAveragePool", "Flatten", "Gemm", "Softmax")
 FLOAT_LAYERS = r"stem\b|blocks\.0\.depthwise\b"
 
 
@@ -111,7 +112,9 @@ def quantise(
         "weight_type": QuantType.QInt8,
         "calibrate_method": CalibrationMethod.MinMax,
         "op_types_to_quantize": list(OPERATORS),
-        "nodes_to_exclude": [node.name for node in model.graph.node if re.match(float_layers, node.name)],
+        "nodes_to_exclude": [
+            node.name for node in model.graph.node if node.op_type == "Softmax" or re.match(float_layers, node.name)
+        ],
         "extra_options": {"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         **settings,
     }

@@ -82,7 +82,8 @@ def create_session(
         )
     except Exception as error:
         # ONNX Runtime's exceptions have no common class below Exception.
-        if "INVALID_PROTOBUF" in str(error) or "No graph was found" in str(error):
+        # The last words are those of ONNX Runtime 1.19 of an empty file.
+        if any(words in str(error) for words in ("INVALID_PROTOBUF", "No graph was found", "not have a graph")):
             raise RunError(f"{path}: it is not an ONNX file, or it is truncated") from None
         raise RunError(f"{path}: ONNX Runtime cannot use it: {runtime_sentence(error)}") from None
 
