@@ -22,8 +22,8 @@ VARIABLES = re.compile(
 )
 # In a process of their own: what is wrong with a library may end it.
 DEVICE = (
-    "import mindspore as ms; from src.runtime.device import find_target; target = find_target(); "
-    "print(target, '' if target == 'CPU' else f'with {ms.hal.device_count()} devices')"
+    "from src.runtime.device import count_devices, find_target; target = find_target(); "
+    "print(target, '' if target == 'CPU' else f'with {count_devices(target)} devices')"
 )
 KERNELS = "from src.kernels import load_kernels; kernels = load_kernels(); print(kernels.library if kernels else '')"
 ENGINE = "from src.images.engine import describe_engine; print('images are', describe_engine())"
