@@ -457,6 +457,17 @@ class TestFailures:
             flags = ("--checkpoint_path", checkpoint, "--file_name", tmp_path / name, "--file_format", kind)
             self.check(capsys, 1, sentence, *flags)
 
+    @pytest.mark.parametrize(("kind", "target"), [("MINDIR", "CPU"), ("ONNX", "CPU"), ("AIR", "Ascend")])
+    def test_on_a_host_with_npus_what_can_be_is_made_and_compared_on_the_cpu(self, kind, target, monkeypatch):
+        """Their convolutions may compute float32 in fewer bits, so that no comparison would hold."""
+
+        def note(chosen, device_id):
+            raise UsageError(f"chosen: {chosen}")
+
+        monkeypatch.setattr("export.prepare_device", note)
+        with pytest.raises(UsageError, match=f"chosen: {target}"):
+            main(["--checkpoint_path", "a.ckpt", "--file_format", kind, "--device_target", "Ascend"])
+
     @pytest.mark.parametrize(
         "flags, sentence",
         [
