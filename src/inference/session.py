@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -81,6 +81,9 @@ def create_session(
             changed or path, options, providers=[(PROVIDERS[target][0], settings)], enable_fallback=0
         )
     except Exception as error:
+        if options.enable_profiling:
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.dirname(options.profile_file_prefix))
         # ONNX Runtime's exceptions have no common class below Exception.
         # The last words are those of ONNX Runtime 1.19 of an empty file.
         if any(words in str(error) for words in ("INVALID_PROTOBUF", "No graph was found", "not have a graph")):
@@ -121,7 +124,9 @@ def name_fallen_back(session: onnxruntime.InferenceSession) -> str:
     except (OSError, ValueError):
         return "ONNX Runtime does not say what it ran on the CPU"
     finally:
-        shutil.rmtree(os.path.dirname(path), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.remove(path)
+            os.rmdir(os.path.dirname(path))
     nodes = Counter(
         event["args"].get("op_name", "?")
         for event in events
