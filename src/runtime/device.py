@@ -147,7 +147,7 @@ def prepare_device(
         raise UsageError(f"--device_id is {device_id}, but this host has {count} {target} devices, numbered from 0")
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device(target, device_id)
-    set_jit_level(target, jit_level or JIT_LEVELS[target])
+    set_jit_level(target, jit_level)
     if conv_precision:
         set_conv_precision(target, conv_precision)
     card = find_card() if target == "Ascend" else ""
@@ -159,10 +159,19 @@ def set_jit_level(target: str, level: str | None) -> None:
     """Tell MindSpore how far to optimise graphs, unless it is left to it.
 
     Raises:
-        UsageError: if the device has no such back end.
+        UsageError: if the device has no such back end, or a rank table rules it out.
     """
     if level == "O2" and target != "Ascend":
         raise UsageError(f"--jit_level O2 is the back end GE, which NPUs alone have; on a {target} take O0 or O1")
+    if target == "Ascend" and "RANK_TABLE_FILE" in os.environ:
+        # MindSpore loads GE then, whatever it is told.
+        if level in ("O0", "O1"):
+            raise UsageError(
+                f"--jit_level {level}: with a rank table (RANK_TABLE_FILE) MindSpore takes O2; start the ranks without "
+                "LAUNCH=rank_table, or by msrun"
+            )
+        level = "O2"
+    level = level or JIT_LEVELS[target]
     if level:
         ms.set_context(jit_config={"jit_level": level})
 

@@ -78,6 +78,17 @@ class TestSettings:
         prepare_device("Ascend", jit_level="O2")
         assert told["jit_config"] == {"jit_level": "O2"}
 
+    def test_a_rank_table_rules_out_all_but_ge(self, npus, monkeypatch):
+        """In the rehearsal MindSpore 2.10 loads GE with a rank table in the environment, whatever level is set."""
+        told = npus(8, "Ascend910B2")
+        monkeypatch.setenv("RANK_TABLE_FILE", "table.json")
+        prepare_device("Ascend")
+        assert told["jit_config"] == {"jit_level": "O2"}
+        with pytest.raises(
+            UsageError, match="--jit_level O0: with a rank table .* MindSpore takes O2; start the ranks"
+        ):
+            prepare_device("Ascend", jit_level="O0")
+
     def test_a_cpu_is_left_to_mindspore_and_has_no_ge(self, npus):
         told = npus(0, "")
         prepare_device("CPU")
