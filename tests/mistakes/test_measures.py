@@ -155,3 +155,10 @@ class TestOutcomes:
         for start in range(0, 20, 4):
             outcomes.add(np.eye(5, dtype=np.float32)[:4], np.arange(start, start + 4) % 5)
         assert outcomes.kept_logits()[1].tolist() == [0, 3, 1, 4, 2, 0, 3]
+
+
+def test_the_interval_of_a_mean_is_that_of_a_calculation_by_hand():
+    """1 and 3: the deviation, divided by one less than their number, is the root of 2, and that of the mean 1."""
+    assert measures.mean_interval(np.array([1.0, 3.0])) == pytest.approx((2, 2 - 1.96, 2 + 1.96), abs=1e-3)
+    assert measures.mean_interval(np.array([5.0])) == (5, 5, 5)
+    assert measures.mean_interval(np.array([])) == (0, 0, 0)

@@ -20,7 +20,7 @@ from src.evaluation.grad_cam import Head
 from src.evaluation.metrics import Score
 from src.images.preprocess import Preprocess
 from src.mistakes import pictures, report
-from src.mistakes.outcomes import ROW
+from src.mistakes.outcomes import ROW, Outcomes
 from src.mistakes.report import Report, Subject
 from tests.support import hard_images as drawn
 
@@ -262,3 +262,11 @@ def test_50000_images_of_1000_classes_are_at_most_20_megabytes(tmp_path, monkeyp
     data = data_of(tmp_path / "r.html")
     assert os.path.getsize(tmp_path / "r.html") <= 20_000_000
     assert len(data["paths"]) == 50_000 and len(data["thumbnails"]) > 500
+
+
+def test_the_reliability_diagram_counts_what_was_right():
+    """Three of four images right, all with a confidence of 1 / (1 + exp(-2)), 0.88."""
+    outcomes = Outcomes(4, 2, 0.0)
+    outcomes.add(np.array([[2, 0], [2, 0], [2, 0], [0, 2]], np.float32), np.zeros(4, np.int32))
+    (found,) = [row for row in report.calibrate(outcomes)["bins"] if row[0]]
+    assert found == pytest.approx([4, 1 / (1 + np.exp(-2)), 0.75])
