@@ -11,7 +11,7 @@ def test_those_made_by_hand_stand_where_the_table_says_and_their_tests_are_there
     changes = list(mutation.read_by_hand())
     assert len(changes) >= 30
     for change in changes:
-        assert all((mutation.ROOT / test).exists() for test in change.tests), change
+        assert all((mutation.ROOT / test.partition("::")[0]).is_file() for test in change.tests), change
         if change.path.endswith(".py"):
             ast.parse(changed(change))
 
