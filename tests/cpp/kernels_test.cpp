@@ -10,6 +10,7 @@
 
 #include <pthread.h>
 
+#include <chrono>
 #include <cstdio>
 #include <memory>
 
@@ -289,6 +290,15 @@ int check_all_failures() {
   const Shape reduce{8, 32, 1, 1}, expand{32, 8, 1, 1}, hidden{4, 8}, gate{4, 32};
   expect(call_alone(depthwise_convolve, {x, filter, s, x}) == 0, "fails without threads", "depthwise", Layer{});
   pthread_setattr_default_np(&usual);
+  // The caller's buffers are in use until the last task has ended, in whatever thread.
+  for (int round = 0; round < 5; ++round) {
+    std::atomic<int> done{0};
+    parallel(7, [&](Index) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      ++done;
+    });
+    expect(done == 7, "does not wait for all threads", "pool", Layer{});
+  }
   check_failures("pointwise", pointwise_train, {x, one, v, v, v, v, s, x, x, v, v});
   check_failures("pointwise", pointwise_backward, {x, x, one, x, v, v, v, v, s, x, one, v, v});
   check_failures("depthwise", depthwise_train, {x, filter, v, v, v, v, s, x, x, v, v});
