@@ -71,7 +71,9 @@ GROUPS = {
         fixed("val_share", 0.0, number(float, 0, 0.5), "share of each class that is held out for that; 0 is none"),
         free("device_target", None, choice("Ascend", "GPU", "CPU"), "device; an NPU if there is one, else the CPU"),
         free("device_id", None, non_negative_int, "number of the device; else DEVICE_ID or 0", by_launcher=OWN_DEVICE),
-        free("kernels", True, boolean, "on a CPU: compute with kernels that are compiled on first use"),
+        free(
+            "kernels", True, boolean, "kernels for training: in C++ on a CPU, compiled on first use; of aclnn on Ascend"
+        ),
         free("jit_level", None, choice("O0", "O1", "O2"), "how far graphs are optimised; on NPUs O0, else MindSpore's"),
         free(
             "conv_precision",

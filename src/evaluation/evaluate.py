@@ -71,7 +71,7 @@ class FeatureMaps(nn.Cell):
         network = self.network
         x = network.stem(x)
         for block in network.blocks:
-            x = block(x, network.random_step)
+            x = block(x, None)
         return network.head(x)
 
 

@@ -17,6 +17,7 @@ from src.models.layers import (
     ConvNormActivation,
     DropConnect,
     Dropout,
+    KeepMasks,
     LayerSettings,
     PositionMean,
     SqueezeExcitation,
@@ -30,10 +31,9 @@ class MBConv(nn.Cell):
         block: kernel, stride and channels; which of the parts there are.
         activation: one of `layers.ACTIVATIONS`.
         settings: how convolutions pad and batch norms compute.
-        drop_connect: for the branch that the input is added to.
     """
 
-    def __init__(self, block: Block, activation: str, settings: LayerSettings, drop_connect: DropConnect):
+    def __init__(self, block: Block, activation: str, settings: LayerSettings):
         super().__init__()
         layer = functools.partial(ConvNormActivation, activation=activation, settings=settings)
         hidden = block.hidden_channels
@@ -47,13 +47,13 @@ class MBConv(nn.Cell):
         self.project = layer(hidden, block.out_channels, 1, activation=None)
         self.has_residual = block.has_residual
         if self.has_residual:
-            self.drop_connect = drop_connect
+            self.drop_connect = DropConnect()
 
-    def construct(self, x, step):
+    def construct(self, x, mask):
         y = self.expand(x) if self.has_expand else x
         y = self.depthwise(y)
         y = self.project(self.se(y) if self.has_squeeze else y)
-        return self.drop_connect(y, step) + x if self.has_residual else y
+        return self.drop_connect(y, mask) + x if self.has_residual else y
 
 
 class EfficientNet(nn.Cell):
@@ -86,26 +86,48 @@ class EfficientNet(nn.Cell):
         activation, blocks, width = architecture.activation, architecture.blocks, architecture.head_width
         layer = functools.partial(ConvNormActivation, activation=activation, settings=layers)
         self.stem = layer(3, architecture.stem_width, 3, 2)
-        drops = [DropConnect(drop_connect_rate * i / len(blocks), i, seed) for i in range(len(blocks))]
-        self.blocks = nn.CellList([MBConv(block, activation, layers, drop) for block, drop in zip(blocks, drops)])
+        self.blocks = nn.CellList([MBConv(block, activation, layers) for block in blocks])
         self.head = layer(blocks[-1].out_channels, width, 1)
         self.mean = PositionMean(width)
-        self.dropout = Dropout(architecture.dropout_rate if dropout_rate is None else dropout_rate, len(blocks), seed)
+        self.dropout = Dropout()
+        # Of drop-connect in each block, and of dropout.
+        rates = [drop_connect_rate * i / len(blocks) * block.has_residual for i, block in enumerate(blocks)]
+        rates.append(architecture.dropout_rate if dropout_rate is None else dropout_rate)
+        self.rates = tuple(rates)
+        self.dropping = tuple(i for i, rate in enumerate(rates) if rate != 0)
+        if self.dropping:
+            self.masks = KeepMasks([rates[i] for i in self.dropping], self.dropping, seed)
+        self.features = width
         weight_init = Uniform(classifier_bound(num_classes))
         self.classifier = nn.Dense(width, num_classes, weight_init=weight_init, bias_init="zeros")
         # Counts training steps: the position in the random numbers of drop-connect and dropout.
         self.random_step = Parameter(ms.Tensor(0, ms.int32), name="random_step", requires_grad=False)
 
     def construct(self, x):
-        step = self.random_step
-        if self.training:
-            step = self.random_step + 1
-            ops.assign(self.random_step, step)
+        masks = self.draw_masks(x.shape[0], x.dtype)
         x = self.stem(x)
-        for block in self.blocks:
-            x = block(x, step)
+        for i, block in enumerate(self.blocks):
+            x = block(x, masks[i])
         x = self.mean(self.head(x))
-        return self.classifier(self.dropout(x, step))
+        return self.classifier(self.dropout(x, masks[-1]))
+
+    def draw_masks(self, images: int, dtype):
+        """The masks of this training step's drop-connect, block by block, and of its dropout; None for no mask."""
+        count = len(self.blocks) + 1
+        if not self.training:
+            return (None,) * count
+        step = self.random_step + 1
+        ops.assign(self.random_step, step)
+        if not self.dropping:
+            return (None,) * count
+        sizes = ()
+        for i in self.dropping:
+            sizes += (images if i < count - 1 else images * self.features,)
+        drawn = self.masks(step, sizes, dtype)
+        masks = ()
+        for i in range(count):
+            masks += (drawn[self.dropping.index(i)] if i in self.dropping else None,)
+        return masks
 
     def freeze(self, parts: int) -> list[nn.Cell]:
         """Hold the first parts of the network fixed: 1 is the stem, each further one adds a stage, the last the head.

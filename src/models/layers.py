@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import Normal
+from mindspore.ops.auto_generate import SplitWithSize
 
 from src.models.family import PADDINGS
 
@@ -174,74 +176,81 @@ def scramble(x):
 
 
 def fold(x, bits: int):
-    """x ^ (x >> bits) with a shift that fills with zeros; int32 shifts fill with the sign."""
-    return ops.bitwise_xor(x, ops.bitwise_and(ops.bitwise_right_shift(x, bits), 2 ** (32 - bits) - 1))
+    """x ^ (x >> bits) with a shift that fills with zeros, for bits >= 8.
+
+    Shifted as a float: what remains of x without its last bits has at most 24, so that float32 holds it exactly. Ascend
+    has an operator for shifts on the slow AI CPU only.
+    """
+    high = ops.cast(ops.bitwise_and(x, -(2**bits)), ms.float32) * 2.0**-bits
+    return ops.bitwise_xor(x, ops.bitwise_and(ops.cast(high, ms.int32), 2 ** (32 - bits) - 1))
 
 
 @ops.constexpr
-def positions(count: int) -> ms.Tensor:
-    """0, 1, ..., count - 1 as an int32 constant of the compiled graph."""
-    return ms.Tensor(np.arange(count, dtype=np.int32))
+def spread(values, sizes) -> ms.Tensor:
+    """The first value so many times as the first size says, the second ... : a constant of the compiled graph."""
+    return ms.Tensor(np.repeat(np.array(values, np.float32 if isinstance(values[0], float) else np.int32), sizes))
 
 
-class KeepMask(nn.Cell):
+@ops.constexpr
+def positions(sizes) -> ms.Tensor:
+    """0, 1, ..., size - 1 of each size, as an int32 constant of the compiled graph."""
+    return ms.Tensor(np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]))
+
+
+class KeepMasks(nn.Cell):
     """Random 0 or 1 / (1 - rate), a function of (seed, stream, step, position) and of nothing else.
 
     Framework random operators keep hidden counters that no checkpoint holds. With this one a run that is resumed at
-    step k draws what the undisturbed run drew at step k.
+    step k draws what the undisturbed run drew at step k. Several layers are drawn at once, because each operator costs
+    a launch on a device.
 
     Args:
-        rate: probability of 0, 0 <= rate < 1.
-        stream: number of the layer, so that layers draw independently.
+        rates: probability of 0 of each layer, 0 <= rate < 1.
+        streams: number of each layer, so that layers draw independently.
         seed: seed of the run (and of the rank).
     """
 
-    def __init__(self, rate: float, stream: int, seed: int):
+    def __init__(self, rates: Sequence[float], streams: Sequence[int], seed: int):
         super().__init__()
-        if not 0 <= rate < 1:
-            raise ValueError(f"a drop rate is at least 0 and below 1, not {rate}")
-        # A 24-bit threshold: the numbers compared are exact in every integer type.
-        self.threshold = int(round(rate * 2**24))
-        self.scale = 1.0 / (1.0 - rate)
-        mixed = (seed * 0x9E3779B1 + stream * 0x85EBCA77) & 0xFFFFFFFF
-        self.key = mixed - 2**32 if mixed >= 2**31 else mixed
+        for rate in rates:
+            if not 0 <= rate < 1:
+                raise ValueError(f"a drop rate is at least 0 and below 1, not {rate}")
+        # 24-bit thresholds: the numbers compared are exact in every integer type.
+        self.thresholds = tuple(int(round(rate * 2**24)) for rate in rates)
+        self.scales = tuple(1.0 / (1.0 - rate) for rate in rates)
+        mixed = np.array([(seed * 0x9E3779B1 + stream * 0x85EBCA77) & 0xFFFFFFFF for stream in streams], np.uint32)
+        self.keys = ms.Tensor(mixed.astype(np.int32))
+        self.layers = tuple(range(len(rates)))
+        self.split = SplitWithSize()  # one operator; ops.split takes one for each part
 
-    def construct(self, step, count, dtype):
-        """Draw `count` numbers for training step `step` (int32 tensor): a tensor of shape (count,)."""
-        position = positions(count)
-        bits = ops.bitwise_and(scramble(position + scramble(step + self.key)), 0xFFFFFF)
-        return ops.cast(bits >= self.threshold, dtype) * self.scale
+    def construct(self, step, sizes, dtype):
+        """Draw for training step `step` (int32 tensor): a tensor of shape (size,) for each layer."""
+        keys = ops.gather(scramble(step + self.keys), spread(self.layers, sizes), 0)
+        bits = ops.bitwise_and(scramble(positions(sizes) + keys), 0xFFFFFF)
+        kept = ops.cast(bits >= spread(self.thresholds, sizes), ms.float32) * spread(self.scales, sizes)
+        return self.split(ops.cast(kept, dtype), sizes, 0)
 
 
 class DropConnect(nn.Cell):
     """Drop a residual branch for whole images while training, scale up the rest (Huang et al. 2016, arXiv:1603.09382).
 
-    Args: those of `KeepMask`. Evaluation passes the input on.
+    Inputs: tensor of shape (N, C, H, W), and the mask of shape (N,) of `KeepMasks` or None. Evaluation passes the input
+    on.
     """
 
-    def __init__(self, rate: float, stream: int, seed: int):
-        super().__init__()
-        self.rate = rate
-        self.mask = KeepMask(rate, stream, seed)
-
-    def construct(self, x, step):
-        if self.training and self.rate > 0:
-            return x * self.mask(step, x.shape[0], x.dtype).reshape((-1, 1, 1, 1))
+    def construct(self, x, mask):
+        if self.training and mask is not None:
+            return x * ops.cast(mask, x.dtype).reshape((-1, 1, 1, 1))
         return x
 
 
 class Dropout(nn.Cell):
     """Zero single features while training and scale up the rest (Srivastava et al. 2014).
 
-    Args: those of `KeepMask`. Input of shape (N, C); evaluation passes it on.
+    Inputs: tensor of shape (N, C), and the mask of shape (N * C,) of `KeepMasks` or None. Evaluation passes it on.
     """
 
-    def __init__(self, rate: float, stream: int, seed: int):
-        super().__init__()
-        self.rate = rate
-        self.mask = KeepMask(rate, stream, seed)
-
-    def construct(self, x, step):
-        if self.training and self.rate > 0:
-            return x * self.mask(step, x.shape[0] * x.shape[1], x.dtype).reshape(x.shape)
+    def construct(self, x, mask):
+        if self.training and mask is not None:
+            return x * ops.cast(mask, x.dtype).reshape(x.shape)
         return x

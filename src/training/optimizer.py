@@ -6,7 +6,7 @@ import dataclasses
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import mint, nn, ops
 
 
 def group_parameters(parameters: list, weight_decay: float, decay_all: bool) -> list[dict]:
@@ -22,12 +22,12 @@ def group_parameters(parameters: list, weight_decay: float, decay_all: bool) -> 
 
 
 class RMSProp(nn.RMSProp):
-    """`nn.RMSProp` for the CPU, updated by a cell of its own; parameters and state are the same.
+    """`nn.RMSProp`, updated by a cell of its own; parameters and state are the same.
 
     MindSpore 2.10's kernel for the CPU adds epsilon outside of the square root for every eight neighbouring elements
     and inside of it for the rest of a tensor, and how many are the rest depends on how it divides the tensor among
     threads, which it finds out by trial in the first steps of a process. Small gradients are taken up to thirty times
-    too far, and no run can be repeated. This class can go when the kernel computes one formula.
+    too far, and no run can be repeated. Other devices update by MindSpore's operator, and decay by one more.
 
     Args:
         groups: as `group_parameters` returns them.
@@ -66,8 +66,14 @@ class RMSPropUpdate(nn.Cell):
         super().__init__(auto_prefix=False)
         self.decay, self.momentum, self.epsilon, self.weight_decays = decay, momentum, epsilon, weight_decays
         self.hyper_map = ops.HyperMap()
+        self.operator = None if ms.get_context("device_target") == "CPU" else ops.ApplyRMSProp()
 
     def construct(self, learning_rate, parameters, mean_squares, moments, gradients):
+        if self.operator is not None:
+            gradients = self.hyper_map(_decay_at_once, self.weight_decays, parameters, gradients)
+            rule = (learning_rate, self.decay, self.momentum, self.epsilon)
+            apply = ops.partial(_apply, self.operator, rule)
+            return self.hyper_map(apply, parameters, mean_squares, moments, gradients)
         gradients = self.hyper_map(_decay, self.weight_decays, parameters, gradients)
         update = ops.partial(_update, self.decay, self.epsilon, self.momentum, learning_rate)
         return self.hyper_map(update, parameters, mean_squares, moments, gradients)
@@ -81,6 +87,15 @@ def _update(decay, epsilon, momentum, learning_rate, weight, mean_square, moment
     mean_square = ops.assign_add(mean_square, (ops.square(gradient) - mean_square) * (1.0 - decay))
     moment = ops.assign(moment, moment * momentum + learning_rate * gradient / ops.sqrt(mean_square + epsilon))
     return ops.assign_sub(weight, moment)
+
+
+def _decay_at_once(weight_decay, weight, gradient):
+    return mint.add(gradient, weight, alpha=weight_decay) if weight_decay > 0 else gradient
+
+
+def _apply(operator, rule, weight, mean_square, moment, gradient):
+    learning_rate, decay, momentum, epsilon = rule
+    return operator(weight, mean_square, moment, learning_rate, gradient, decay, momentum, epsilon)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +134,5 @@ def create_optimizer(parameters: list, learning_rates: np.ndarray, settings: Opt
     }
     if settings.opt == "rmsprop":
         shared.update(decay=settings.opt_decay, epsilon=settings.opt_eps)
-        rmsprop = RMSProp if ms.get_context("device_target") == "CPU" else nn.RMSProp
-        return rmsprop(groups, **shared)
+        return RMSProp(groups, **shared)
     return nn.SGD(groups, **shared)

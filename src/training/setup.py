@@ -20,6 +20,7 @@ from src.images.augment import Augmentation
 from src.images.bad_images import BadImages
 from src.images.mix import create_mix
 from src.kernels import Kernels
+from src.kernels.ascend import AscendOperators
 from src.loss import CrossEntropySmooth
 from src.models.effnet import EfficientNet
 from src.parameters import PARAMETERS
@@ -78,9 +79,13 @@ class Run:
         return self.config.label_smooth_factor if self.config.use_label_smooth else 0.0
 
     @property
-    def kernels(self) -> Kernels | None:
-        """The device's kernels for training, which compute in float32 only."""
-        return self.device.kernels if self.config.kernels and self.config.amp_level == "O0" else None
+    def kernels(self) -> Kernels | AscendOperators | None:
+        """What the network and the optimiser train with; those of a CPU compute in float32 only."""
+        if not self.config.kernels:
+            return None
+        if self.device.target == "Ascend":
+            return AscendOperators()
+        return self.device.kernels if self.config.amp_level == "O0" else None
 
 
 def resolve_run(config: Config) -> Run:
@@ -161,7 +166,7 @@ def create_model(run: Run) -> EfficientNet:
     """
     config = run.config
     ms.set_seed(config.seed)
-    network = build_network(
+    return build_network(
         run.info,
         norm_momentum=config.norm_momentum,
         dropout_rate=config.dropout_rate,
@@ -169,16 +174,16 @@ def create_model(run: Run) -> EfficientNet:
         seed=config.seed * 1000003 + run.device.rank,
         sync_norm=config.sync_bn,
     )
-    if run.kernels:
-        run.kernels.install(network)
-    return network
 
 
 def create_train_step(run: Run, network: EfficientNet) -> TrainStep:
     """Network, loss and optimiser as one cell to compile, in mixed precision as configured."""
     config = run.config
-    # Mixed precision changes the cells of the network in place, so that what is held fixed is asked for afterwards.
+    # Mixed precision and kernels change the cells of the network in place, so that what is held fixed is asked for
+    # afterwards.
     computing = amp.auto_mixed_precision(network, config.amp_level) if config.amp_level != "O0" else network
+    if run.kernels:
+        run.kernels.install(network)
     frozen = network.freeze(config.freeze) if config.freeze else ()
     settings = config.part(
         StepSettings,

@@ -199,7 +199,7 @@ def test_the_tables_shapes_are_those_that_come_out(padding, size):
     x = network.stem(random_images(1, size))
     shapes = [x.shape[1:]]
     for block in network.blocks:
-        x = block(x, network.random_step)
+        x = block(x, None)
         shapes.append(x.shape[1:])
     shapes.append(network.head(x).shape[1:])
     assert [row.output_shape for row in rows[:-1]] == shapes
@@ -270,17 +270,18 @@ def test_residuals_are_where_shapes_allow(networks):
 
 
 def test_drop_connect_grows_linearly_over_the_blocks(networks):
-    rates = [block.drop_connect.rate if block.has_residual else None for block in networks["b0"].blocks]
-    assert all(rate in (None, pytest.approx(0.2 * i / 16)) for i, rate in enumerate(rates))
+    network = networks["b0"]
+    rates = network.rates[:-1]
+    assert rates == pytest.approx([0.2 * i / 16 if block.has_residual else 0 for i, block in enumerate(network.blocks)])
     assert rates[14] == pytest.approx(0.175)
 
 
 def test_dropout_follows_the_variant_unless_given(networks):
-    assert [round(networks[v].dropout.rate, 2) for v in VARIANTS] == [
+    assert [round(networks[v].rates[-1], 2) for v in VARIANTS] == [
         *(0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5),
         *(0.2, 0.2, 0.3, 0.3, 0.3),
     ]
-    assert create_network("b0", dropout_rate=0.0).dropout.rate == 0
+    assert create_network("b0", dropout_rate=0.0).rates[-1] == 0
 
 
 @pytest.mark.parametrize("variant", ["b8", "B0", "", "efficientnet_b0"])
@@ -356,7 +357,7 @@ def test_training_drops_whole_branches_inside_the_network():
     network = small_network(drop_connect_rate=0.9).set_train()
     block = network.blocks[14]
     x = Tensor(np.random.default_rng(0).standard_normal((64, block.project.conv.out_channels, 2, 2)).astype(np.float32))
-    y = block(x, Tensor(1, ms.int32)).asnumpy()
+    y = block(x, network.draw_masks(64, ms.float32)[14]).asnumpy()
     untouched = (y == x.asnumpy()).all((1, 2, 3))
     # The rate is 0.9 * 14 / 16; five deviations of 64 draws.
     rate = 0.9 * 14 / 16
@@ -399,7 +400,7 @@ def block_spreads(train):
     x = network.stem(Tensor(images))
     ours = [x.asnumpy().std()]
     for block in network.blocks:
-        x = block(x, network.random_step)
+        x = block(x, None)
         ours.append(x.asnumpy().std())
     ours.append(network.head(x).asnumpy().std())
 

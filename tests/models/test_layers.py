@@ -11,7 +11,7 @@ from src.models.layers import (
     ConvNormActivation,
     DropConnect,
     Dropout,
-    KeepMask,
+    KeepMasks,
     LayerSettings,
     SqueezeExcitation,
     convolution,
@@ -24,8 +24,8 @@ def step(number):
 
 
 def draw(rate, stream=0, seed=1, at=0, count=1 << 16):
-    """`count` numbers of a KeepMask as NumPy."""
-    return KeepMask(rate, stream, seed)(step(at), count, ms.float32).asnumpy()
+    """`count` numbers of one layer's mask as NumPy."""
+    return KeepMasks([rate], [stream], seed)(step(at), (count,), ms.float32)[0].asnumpy()
 
 
 def random_array(*shape, seed=0):
@@ -137,7 +137,7 @@ def test_keep_mask_of_rate_0_keeps_everything():
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
 def test_keep_mask_refuses_impossible_rates(rate):
     with pytest.raises(ValueError, match="at least 0 and below 1"):
-        KeepMask(rate, 0, 1)
+        KeepMasks([0.1, rate], [0, 1], 1)
 
 
 def test_keep_mask_is_a_function_of_seed_stream_step_and_position():
@@ -167,32 +167,34 @@ def test_the_numbers_behind_the_mask_are_uniform():
 
 
 def test_drop_connect_drops_whole_images_only():
-    layer = DropConnect(0.5, 0, 1).set_train()
+    layer = DropConnect().set_train()
     images = np.ones((200, 2, 3, 3), np.float32)
-    result = layer(Tensor(images), step(1)).asnumpy().reshape(200, -1)
+    result = layer(Tensor(images), Tensor(draw(0.5, at=1, count=200))).asnumpy().reshape(200, -1)
     assert (result == result[:, :1]).all()
     assert set(np.unique(result)) == {0.0, 2.0}
 
 
 def test_drop_connect_keeps_the_expectation():
-    layer = DropConnect(0.2, 3, 1).set_train()
+    layer = DropConnect().set_train()
     images = np.ones((500, 1, 2, 2), np.float32)
-    steps = np.stack([layer(Tensor(images), step(i)).asnumpy()[:, 0, 0, 0] for i in range(100)])
+    masks = [Tensor(draw(0.2, 3, at=i, count=500)) for i in range(100)]
+    steps = np.stack([layer(Tensor(images), mask).asnumpy()[:, 0, 0, 0] for mask in masks])
     # A draw of 0 or 1.25 has deviation 0.5; over all, over the steps for one image, over the images of one step.
     assert abs(steps.mean() - 1) < 4 * 0.5 / math.sqrt(steps.size)
     assert abs(steps.mean(0) - 1).max() < 5 * 0.5 / math.sqrt(100)
     assert abs(steps.mean(1) - 1).max() < 5 * 0.5 / math.sqrt(500)
 
 
-@pytest.mark.parametrize("layer", [DropConnect(0.5, 0, 1), Dropout(0.5, 0, 1)])
+@pytest.mark.parametrize("layer", [DropConnect(), Dropout()])
 def test_evaluation_drops_nothing(layer):
     layer.set_train(False)
     features = random_array(64, 8)
-    assert (layer(Tensor(features), step(1)).asnumpy() == features).all()
+    assert (layer(Tensor(features), Tensor(draw(0.5, at=1, count=512))).asnumpy() == features).all()
 
 
 def test_dropout_drops_single_features_and_keeps_the_expectation():
-    result = Dropout(0.3, 0, 1).set_train()(Tensor(np.ones((64, 1024), np.float32)), step(1)).asnumpy()
+    mask = Tensor(draw(0.3, at=1, count=64 * 1024))
+    result = Dropout().set_train()(Tensor(np.ones((64, 1024), np.float32)), mask).asnumpy()
     assert abs((result == 0).mean() - 0.3) < 4 * math.sqrt(0.21 / result.size)
     assert abs(result.mean() - 1) < 4 * math.sqrt(0.21 / result.size) / 0.7
     # Features of one image are dropped alone, not with their row or column.
@@ -200,17 +202,23 @@ def test_dropout_drops_single_features_and_keeps_the_expectation():
     assert abs((result == 0).mean(1) - 0.3).max() < 5 * math.sqrt(0.21 / 1024)
 
 
-def test_keep_mask_is_the_same_in_graph_mode():
+@pytest.mark.parametrize("half", [False, True])
+def test_keep_masks_of_several_layers_are_those_of_each_alone_in_graph_mode_and_mixed_precision_too(half):
     class Graph(nn.Cell):
         def __init__(self):
             super().__init__()
-            self.mask = KeepMask(0.3, 5, 9)
+            self.masks = KeepMasks([0.3, 0.05], [5, 16], 9)
 
         @ms.jit
         def construct(self, at):
-            return self.mask(at, 4096, ms.float32)
+            return self.masks(at, (64, 4096), ms.float32)
 
-    np.testing.assert_array_equal(Graph()(step(123)).asnumpy(), draw(0.3, 5, 9, 123, 4096))
+    graph = Graph()
+    if half:
+        graph.to_float(ms.float16)
+    first, second = graph(step(123))
+    np.testing.assert_array_equal(first.asnumpy(), draw(0.3, 5, 9, 123, 64))
+    np.testing.assert_array_equal(second.asnumpy(), draw(0.05, 16, 9, 123, 4096))
 
 
 def scrambled_by_hand(value):
