@@ -1,0 +1,53 @@
+// The functions of CANN that MindSpore's Ascend plugin needs a result of, where no NPU is: one of eight cards of an Atlas
+// 800T A2. All others are in assembly that standins.py writes, and return 0.
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <string>
+
+namespace {
+constexpr unsigned kCards = 8;
+constexpr const char *kSoc = "Ascend910B2";
+constexpr unsigned kOperatorBytes = 24;  // ge::Operator: a table of virtual functions and a shared pointer
+
+// ge::StatusFactory begins with the map of error codes to sentences that MindSpore fills while it is loaded.
+struct StatusFactory {
+  std::map<unsigned, std::string> sentences;
+  char rest[256];
+};
+
+long nothing() { return 0; }
+void *virtual_functions[32];
+}  // namespace
+
+extern "C" {
+void *_ZN2ge13StatusFactory8InstanceEv() {
+  static StatusFactory factory;
+  return &factory;
+}
+
+// ge::OperatorFactory::CreateOperator(char const *, char const *) returns an operator by value: an empty one.
+void *_ZN2ge15OperatorFactory14CreateOperatorEPKcS2_(void *place) {
+  for (auto &entry : virtual_functions) entry = reinterpret_cast<void *>(&nothing);
+  std::memset(place, 0, kOperatorBytes);
+  *static_cast<void **>(place) = virtual_functions;
+  return place;
+}
+
+int aclrtGetDeviceCount(unsigned *count) {
+  *count = kCards;
+  return 0;
+}
+
+int rtGetDeviceCount(int *count) {
+  *count = kCards;
+  return 0;
+}
+
+const char *aclrtGetSocName() { return kSoc; }
+
+int rtGetSocVersion(char *text, unsigned size) {
+  std::snprintf(text, size, "%s", kSoc);
+  return 0;
+}
+}
