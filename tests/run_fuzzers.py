@@ -1,13 +1,13 @@
-"""Fuzz the readers of ascend310_infer with libFuzzer, under AddressSanitizer and UBSan, and that of .pth with atheris.
+"""Fuzz everything that reads what others have written: C++ with libFuzzer under AddressSanitizer and UBSan, Python with
+atheris.
 
-    python -m tests.run_fuzzers [SECONDS] [--reader NAME]    SECONDS for each of the four readers (default: 240)
+    python -m tests.run_fuzzers [SECONDS] [--reader NAME]    SECONDS for each of the readers (default: 240)
 
-Those in C++ need clang and its runtime library (Debian 12: `apt-get install clang libclang-rt-14-dev`), that of .pth
-files, `--reader torch_files`, needs atheris and PyTorch. The seeds are small images, good and bad ones, descriptions of
-models, ONNX files and files of torch.save, written anew each time; what a run learns stays in
-ascend310_infer/build-fuzz/corpus/, so that the next one goes on from there. An input that breaks a reader is left in
-ascend310_infer/build-fuzz/ under a name that begins with crash, leak, oom or timeout;
-`python -m tests.fuzz_torch_files FILE` runs the last reader on one.
+Those in C++ (image, model_info, onnx_metadata) need clang and its runtime library (Debian 12: `apt-get install clang
+libclang-rt-14-dev`), the others need atheris and PyTorch. The seeds are written anew each time; what a run learns stays
+in ascend310_infer/build-fuzz/corpus/, so that the next one goes on from there. An input that breaks a reader is left in
+ascend310_infer/build-fuzz/ under a name that begins with crash, leak, oom or timeout; `python -m
+tests.fuzz_torch_files FILE` and `python -m tests.fuzz_readers READER FILE` run the readers in Python on one.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ import numpy as np
 from src.common.cli import ArgumentParser, RunError, positive_int, run_cli
 from src.weights.model_info import ModelInfo
 from tests.support import cpp_program as cpp
+from tests.support.fuzz_seeds import SEEDS, seeds_for
 from tests.support.hard_images import bad_images, good_images
 
-READERS = ("image", "model_info", "onnx_metadata", "torch_files")
-MAX_BYTES = {"image": 6000, "model_info": 4000, "onnx_metadata": 4000, "torch_files": 4000}
+IN_CPP = ("image", "model_info", "onnx_metadata")
+READERS = (*IN_CPP, "torch_files", *SEEDS)
+MAX_BYTES = {"image": 6000, "mindrecord": 60_000}
+USUAL_BYTES = 4000
 WORDS = {
     "model_info": (
         "format variant num_classes class_names padding norm_eps preprocess image_size resize interpolation bicubic "
@@ -47,6 +50,14 @@ WORDS = {
         r"X\x07\x00\x00\x00storage X\x0a\x00\x00\x00state_dict \x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f "
         r"r\xff\xff\xff\xff PK\x01\x02 PK\x05\x06 /data.pkl"
     ).split(),
+    "safetensors": r"__metadata__ dtype shape data_offsets F32 F16 BF16 I64 BOOL [-1,0] 1e400".split(),
+    "mindrecord": r"schema blob_fields header_size page_size desc -1 1e999 INDEXES PAGE_ID_BLOB ROW_ID".split(),
+    "rank_tables": "server_list server_id device device_id device_ip rank_id host_nic_ip server_count status".split(),
+    "lists": r"path label split train val \x0d\x0a \xef\xbb\xbf ../ a.jpg".split(),
+    "configs": r"&a *a <<: !!python/object: !!binary ? | > --- 1e999 .nan 0x 2001-01-01 batch_size".split(),
+    "descriptions": "format variant num_classes class_names padding norm_eps preprocess NaN Infinity".split(),
+    "notes": "path origin name place revision sha256 licence [[ {}".split(),
+    "hub": r"\x0d\x0a Location: ETag: X-Repo-Commit: X-Linked-Etag: X-Linked-Size: Transfer-Encoding: chunked".split(),
     "image": (
         r"\xff\xd8\xff \xff\xc0 \xff\xc2 \xff\xc4 \xff\xda \xff\xdb \xff\xdd Adobe "
         r"\x89PNG\x0d\x0a\x1a\x0a IHDR PLTE tRNS IDAT IEND"
@@ -62,7 +73,7 @@ def main(argv=None) -> int:
     arguments = parser.parse_args(argv)
     readers = arguments.reader or READERS
     folder = cpp.SOURCE / "build-fuzz"
-    if set(readers) != {"torch_files"}:
+    if set(readers) & set(IN_CPP):
         compiler = find_clang()
         options = (f"-DCMAKE_CXX_COMPILER={compiler}", f"-DCMAKE_C_COMPILER={compiler.replace('++', '')}")
         options += ("-DWITH_FUZZERS=ON", "-DSANITIZE=address")
@@ -93,10 +104,12 @@ def fuzz(folder: Path, reader: str, seconds: int) -> bool:
         write_seeds(seeds, reader)
         words = Path(work, "words")
         words.write_text("".join(f'"{word}"\n' for word in WORDS[reader]))
-        limits = [f"-max_len={MAX_BYTES[reader]}", "-timeout=20", "-rss_limit_mb=3000"]
+        limits = [f"-max_len={MAX_BYTES.get(reader, USUAL_BYTES)}", "-timeout=20", "-rss_limit_mb=3000"]
         program = [folder / "tests" / f"fuzz_{reader}"]
         if reader == "torch_files":
             program = [sys.executable, "-m", "tests.fuzz_torch_files"]
+        elif reader in SEEDS:
+            program = [sys.executable, "-m", "tests.fuzz_readers", reader]
         command = [*program, *limits, f"-max_total_time={seconds}", f"-dict={words}"]
         done = subprocess.run(
             [*map(str, command), "-print_final_stats=1", f"-artifact_prefix={folder}/", str(corpus), str(seeds)],
@@ -120,7 +133,7 @@ def write_seeds(folder: Path, reader: str) -> None:
     """Write inputs to begin with, none larger than the fuzzer makes them."""
     folder.mkdir()
     for name, data in seeds_of(reader):
-        if len(data) <= MAX_BYTES[reader]:
+        if len(data) <= MAX_BYTES.get(reader, USUAL_BYTES):
             (folder / name.replace("/", "_")).write_bytes(data)
 
 
@@ -132,6 +145,9 @@ def seeds_of(reader: str):
         return
     if reader == "torch_files":
         yield from torch_files()
+        return
+    if reader in SEEDS:
+        yield from ((str(number), data) for number, data in enumerate(seeds_for(reader)))
         return
     infos = [ModelInfo(), cpp.small_info(["cat", "dog"]), cpp.small_info(["a"], 600, interpolation="bilinear")]
     for number, info in enumerate(infos):
