@@ -74,7 +74,8 @@ def read_graph(folder: str) -> list[Node]:
     Raises:
         FileNotFoundError: if there is none.
     """
-    paths = glob.glob(os.path.join(folder, "graph_build_*.ir"))
+    # One of several ranks writes to a folder of its own below it.
+    paths = glob.glob(os.path.join(folder, "**", "graph_build_*.ir"), recursive=True)
     if not paths:
         raise FileNotFoundError(f"{folder}: MindSpore has written no graph_build_*.ir")
     with open(max(paths, key=os.path.getsize), encoding="utf-8", errors="replace") as file:

@@ -56,6 +56,9 @@ def environment_of(standins: Mapping[str, str], rank: int = 0, rank_size: int = 
     """The environment of a run with the stand-ins that `create_standins` made, as one of some ranks."""
     paths = {name: os.pathsep.join(filter(None, [standins[name], os.environ.get(name)])) for name in standins}
     ranks = {"RANK_ID": str(rank), "RANK_SIZE": str(rank_size), "MS_SIMULATION_LEVEL": "1", "GLOG_v": "1"}
+    if rank_size > 1:
+        # As if mpirun had started it: the dry run waits for no other rank.
+        ranks["OMPI_COMM_WORLD_RANK"] = str(rank)
     return {**os.environ, **paths, **ranks, "ASCEND_HOME_PATH": standins["ASCEND_HOME_PATH"]}
 
 

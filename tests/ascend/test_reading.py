@@ -42,7 +42,8 @@ def test_a_log_tells_kernels_without_those_that_are_passed_over():
 
 def test_a_graph_tells_bytes_and_operations(tmp_path):
     """By hand: 160 numbers out of 96 by a 1x1 convolution of 15 weights: 160 products of 3 channels each."""
-    (tmp_path / "graph_build_0_0001.ir").write_text(GRAPH)
+    (tmp_path / "rank_0").mkdir()
+    (tmp_path / "rank_0" / "graph_build_0_0001.ir").write_text(GRAPH)
     nodes = read_graph(str(tmp_path))
     assert [node.operator for node in nodes] == ["Conv2D", "Mul", "ConvolutionGrad"]
     assert [node.operations for node in nodes] == [2 * 160 * 3, 0, 4 * 160 * 3]

@@ -6,7 +6,7 @@ No NPU is there and nothing is computed; see benchmarks/rehearsal.
 import pytest
 
 from benchmarks.rehearsal.graph import read_graph
-from benchmarks.rehearsal.run import rehearse
+from benchmarks.rehearsal.run import environment_of, rehearse
 
 STEP = "benchmarks/rehearsal/step.py"
 # Older operators that CANN has on the AI Core; any other must be looked up, because those of the AI CPU are slow.
@@ -42,6 +42,14 @@ def test_the_step_of_b0_keeps_to_its_budget_of_kernels_memory_and_bytes(npu, tmp
     norms = [node for node in nodes if node.operator == "BatchNormExt"]
     assert len(norms) == 49
     assert {kind for node in norms for kind, _ in node.inputs[1:5]} == {"Float32"}
+
+
+@pytest.mark.slow
+def test_one_of_eight_ranks_sends_all_gradients_in_one_message(standins, npu, tmp_path):
+    """Nothing else has to run."""
+    run = compile_step(environment_of(standins, 0, 8), tmp_path, "--distribute")
+    assert (run.count("AllReduce"), run.count(kind="hccl_kernel")) == (1, 1)
+    assert sum(run.kernels.values()) - sum(compile_step(npu, tmp_path).kernels.values()) <= 20
 
 
 @pytest.mark.slow
