@@ -56,6 +56,8 @@ def test_one_of_eight_ranks_sends_all_gradients_in_one_message(standins, npu, tm
 @pytest.mark.parametrize(
     ("variant", "flags", "operators"),
     [
+        ("b0", ["--amp_level", "O0"], {"Conv2DExt", "BatchNormExt", "SiLU"}),
+        ("b0", ["--freeze", "3"], {"BatchNormExt", "SiLU"}),
         ("lite0", ["--images", "512"], {"BatchNormExt"}),
         ("b4", ["--images", "64", "--pixels", "380"], {"BatchNormExt", "SiLU"}),
     ],
