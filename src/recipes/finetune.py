@@ -1,6 +1,6 @@
 """The recipe `finetune`: flags chosen for the images that are there, each with its reason.
 
-The numbers were measured on photos of two kinds, see docs/training.md: 1,399 large ones of two classes, and 2,062
+The choices were measured on photos of two kinds, see docs/training.md: 1,399 large ones of two classes, and 2,062
 squares of 100 pixels of ten classes.
 """
 
