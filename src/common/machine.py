@@ -15,6 +15,8 @@ CPUINFO = "/proc/cpuinfo"
 MEMINFO = "/proc/meminfo"
 CGROUP = "/sys/fs/cgroup"
 OWN_CGROUP = "/proc/self/cgroup"
+MOST_ON_HOST = 8
+"""Ranks on one host, of which there may be several."""
 X86 = ("x86_64", "amd64", "i386", "i686")
 
 
@@ -28,6 +30,17 @@ def usable_cores() -> list[int]:
 def count_cores() -> int:
     """How many cores' time this process may use: those that it may run on, and no more than a container's limit."""
     return min(len(usable_cores()), cpu_limit() or sys.maxsize)
+
+
+def count_own_cores(processes: int = 1) -> int:
+    """How many cores one of so many processes, which train together, has for itself: the host's share them.
+
+    A process that is bound to some of the cores, as our launcher binds each rank, need not share these.
+    """
+    cores = count_cores()
+    if len(usable_cores()) == os.cpu_count():
+        cores //= max(1, min(processes, MOST_ON_HOST))
+    return max(1, cores)
 
 
 def cpu_limit(cgroup: str = CGROUP, own: str = OWN_CGROUP) -> int | None:

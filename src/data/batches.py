@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 from typing import Callable
 
 import numpy as np
 
-from src.common.machine import count_cores, map_in_order, usable_cores
+from src.common.machine import count_own_cores, map_in_order
 from src.data.listing import ImageFolder, read_encoded
 from src.images.bad_images import BadImages, ImageError
 from src.images.preprocess import Preprocess, crop_encoded, normalise
 
 BAD_LABEL = -1
 """Label of an evaluation image that could not be decoded: it counts as wrong."""
-MAX_DEVICES_ON_HOST = 8
 THREADS_PER_CORE = 2
 """Some threads wait for the disk while others decode."""
 CHUNK = 8
@@ -72,22 +70,11 @@ class Loading:
 
     def choose_threads(self, device_num: int) -> int:
         """Number of threads for one of so many devices."""
-        return self.num_workers or THREADS_PER_CORE * count_cores_per_device(device_num)
+        return self.num_workers or THREADS_PER_CORE * count_own_cores(device_num)
 
     def choose_bad_images(self, folder: ImageFolder) -> BadImages:
         """The counter of a folder's bad images: `bad`, or a new one."""
         return BadImages(len(folder)) if self.bad is None else self.bad
-
-
-def count_cores_per_device(devices: int = 1) -> int:
-    """Number of cores that prepare images for one device: the host's devices share those that this process may use.
-
-    A process that is bound to some of the cores, as our launcher binds each rank, has them for itself.
-    """
-    cores = count_cores()
-    if len(usable_cores()) == os.cpu_count():
-        cores //= max(1, min(devices, MAX_DEVICES_ON_HOST))
-    return max(1, cores)
 
 
 class Batch:

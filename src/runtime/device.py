@@ -11,7 +11,7 @@ import mindspore as ms
 from mindspore import communication
 
 from src.common.cli import RunError, UsageError
-from src.common.machine import count_cores
+from src.common.machine import count_own_cores
 from src.kernels import Kernels, load_kernels
 
 TARGETS = ("Ascend", "GPU", "CPU")
@@ -54,8 +54,7 @@ class Device:
         """What the network computes with on a CPU, compiled on first use; None is MindSpore's own operators."""
         if self.target != "CPU":
             return None
-        # Ranks on CPUs share this host's cores.
-        return load_kernels(threads=max(1, count_cores() // self.rank_size))
+        return load_kernels(threads=count_own_cores(self.rank_size))
 
     def describe(self) -> str:
         """A sentence for the log."""

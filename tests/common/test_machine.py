@@ -5,7 +5,15 @@ import os
 import pytest
 
 from src.common import machine
-from src.common.machine import available_memory, count_cores, cpu_flags, cpu_limit, cpu_name, usable_cores
+from src.common.machine import (
+    available_memory,
+    count_cores,
+    count_own_cores,
+    cpu_flags,
+    cpu_limit,
+    cpu_name,
+    usable_cores,
+)
 
 
 def test_features_of_x86_and_arm(tmp_path):
@@ -99,3 +107,19 @@ def test_cores_are_those_of_this_process():
 
 def test_the_processor_has_a_name():
     assert cpu_name()
+
+
+class TestShareOfCores:
+    def test_never_more_than_the_machine_has(self, monkeypatch):
+        assert 1 <= count_own_cores() <= os.cpu_count()
+        assert count_own_cores(1000) >= 1
+
+    def test_the_cores_are_shared_among_the_ranks_of_a_host(self, monkeypatch):
+        monkeypatch.setattr(os, "cpu_count", lambda: 96)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
+        assert [count_own_cores(processes) for processes in (1, 4, 8, 16)] == [96, 24, 12, 12]
+
+    def test_a_process_bound_to_some_cores_has_them_for_itself(self, monkeypatch):
+        monkeypatch.setattr(os, "cpu_count", lambda: 96)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+        assert count_own_cores(8) == 12

@@ -1,12 +1,11 @@
 """Batches without MindSpore: threads that fill them, the order of training, cores per device."""
 
-import os
 import time
 
 import numpy as np
 import pytest
 
-from src.data.batches import Batch, Loading, count_cores_per_device, fill_batches
+from src.data.batches import Batch, Loading, fill_batches
 from src.data.training_batches import Steps, training_order
 from src.images.preprocess import Preprocess
 
@@ -53,22 +52,6 @@ class TestOrder:
             set(range(103)) - set(np.concatenate([training_order(103, 1, e, 4, r) for r in range(4)])) for e in (0, 1)
         ]
         assert left_out[0] != left_out[1]
-
-
-class TestCores:
-    def test_never_more_than_the_machine_has(self, monkeypatch):
-        assert 1 <= count_cores_per_device() <= os.cpu_count()
-        assert count_cores_per_device(1000) >= 1
-
-    def test_the_cores_are_shared_among_the_devices_of_a_host(self, monkeypatch):
-        monkeypatch.setattr(os, "cpu_count", lambda: 96)
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
-        assert [count_cores_per_device(devices) for devices in (1, 4, 8, 16)] == [96, 24, 12, 12]
-
-    def test_a_process_bound_to_some_cores_has_them_for_itself(self, monkeypatch):
-        monkeypatch.setattr(os, "cpu_count", lambda: 96)
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
-        assert count_cores_per_device(8) == 12
 
 
 @pytest.mark.parametrize("first", [-1, 18, 99])
