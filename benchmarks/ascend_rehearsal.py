@@ -24,7 +24,7 @@ from src.common.cli import ArgumentParser, RunError, positive_int, run_cli
 
 MINDCV = "mindcv==0.3.0"
 STEP = "benchmarks/rehearsal/step.py"
-# Bytes/s of the memory and float16 operations/s of the matrix unit of a card, as they are published.
+# Bytes/s of the memory and float16 operations/s of the matrix unit of a card, as they are commonly quoted.
 CARDS = {"910": (1.2e12, 256e12), "Atlas 800T A2": (1.6e12, 313e12)}
 # Memory of other members of the family: images a card, pixels.
 MEMORY = {"b4": (64, 380), "lite0": (512, 224)}

@@ -65,6 +65,8 @@ def list_changes(config: dict) -> dict[str, list[str]]:
         "--warmup_epochs": (0,),
         "--norm_momentum": (0.99,),
         "--crop_scale_min": (0.08,),
+        "--color_jitter": (0,),
+        "--use_ema": (True,),
         "--batch_size": (batch * 2,),
         "--epoch_size": (max(1, epochs // 2),),
         "--image_size": (size // 4 * 3 // 32 * 32,),
