@@ -16,6 +16,7 @@ from mindspore import Tensor, nn, ops
 
 from src.common import native
 from src.common.machine import cpu_flags
+from src.common.native import CompileError
 from src.kernels import build, load_kernels
 from src.kernels.operators import ACTIVATIONS, padded
 from src.loss import CrossEntropySmooth
@@ -49,7 +50,7 @@ def kernels():
 
 def can_run(level):
     """Whether this machine has a level's instructions."""
-    return LEVELS.index(level) >= LEVELS.index(build.find_level())
+    return LEVELS.index(level) >= LEVELS.index(build.find_levels()[0])
 
 
 @pytest.fixture(scope="module", params=LEVELS)
@@ -471,6 +472,14 @@ def test_frozen_parts_and_micro_batches_work_with_kernels(kernels):
         assert np.abs(fast[name] - value).max() < 1e-3 * max(1.0, np.abs(value).max()), name
 
 
+def test_a_narrower_level_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("KERNELS", "generic")
+    assert "kernels-generic-" in build.library()
+    monkeypatch.setenv("KERNELS", "sse9")
+    with pytest.raises(CompileError, match="^KERNELS is 'sse9', but this processor has .*generic$"):
+        build.library()
+
+
 def test_network_has_standard_operators_unless_kernels_are_asked_for():
     """Exported files must run everywhere; export.py builds its network without kernels."""
     modules = {type(cell).__module__ for _, cell in small_network(None).cells_and_names()}
@@ -583,15 +592,15 @@ def test_wrong_calls_are_refused(library):
 )
 def test_level_is_the_widest_that_the_processor_has(tmp_path, flags, level):
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbogomips\t: 1\n")
-    assert build.find_level(cpu_flags(tmp_path / "cpuinfo", "x86_64")) == level
+    assert build.find_levels(cpu_flags(tmp_path / "cpuinfo", "x86_64"))[0] == level
 
 
 def test_other_machines_have_the_generic_level(tmp_path):
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd\n")
-    assert build.find_level(cpu_flags(tmp_path / "cpuinfo", "aarch64")) == "generic"
+    assert build.find_levels(cpu_flags(tmp_path / "cpuinfo", "aarch64"))[0] == "generic"
     (tmp_path / "cpuinfo").write_text("flags\t: avx2 fma avx512f avx512bw avx512dq avx512vl\n")
-    assert build.find_level(cpu_flags(tmp_path / "cpuinfo", "aarch64")) == "generic"
-    assert build.find_level(cpu_flags(tmp_path / "nothing")) == "generic"
+    assert build.find_levels(cpu_flags(tmp_path / "cpuinfo", "aarch64"))[0] == "generic"
+    assert build.find_levels(cpu_flags(tmp_path / "nothing"))[0] == "generic"
 
 
 @pytest.fixture
@@ -673,9 +682,9 @@ def test_memory_or_threads_that_cannot_be_had_are_an_error_and_no_end_of_the_pro
 @pytest.mark.parametrize(
     "level, sanitizer",
     [
-        (build.find_level(), "address,undefined"),
+        (build.find_levels()[0], "address,undefined"),
         *((level, "address,undefined") for level in LEVELS[1:]),
-        (build.find_level(), "thread"),
+        (build.find_levels()[0], "thread"),
     ],
 )
 @pytest.mark.slow
