@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from src.common.interrupt import listen
+
+if __name__ == "__main__":
+    listen()
+
+import importlib.metadata
 import platform
 import re
 import shutil
 import subprocess
-import sys
 from typing import Callable
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
 
 from src.common.cli import ArgumentParser, run_cli
 

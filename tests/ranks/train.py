@@ -36,14 +36,21 @@ def read_and_note(folder, index):
     return read(folder, index)
 
 
-def spoil(images, labels, epoch, number):
-    # Floats throughout, of which alone one can be no number: another type would compile the step again.
-    return images.astype(np.float32) * (np.nan if (epoch, number) == (0, nan_step - 1) else 1), labels
+def spoil_for(preprocess):
+    """What makes one step's images no numbers; the others are normalised as the step itself does it."""
+    mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std))
+
+    def spoil(images, labels, epoch, number):
+        # Floats throughout, of which alone one can be no number: another type would compile the step again.
+        images = (images.astype(np.float32) - mean) / std
+        return images * np.float32(np.nan if (epoch, number) == (0, nan_step - 1) else 1), labels
+
+    return spoil
 
 
 def run_and_keep(run, loop):
     if run.device.rank == nan_rank:
-        setup.create_mix = lambda *arguments: spoil
+        setup.create_mix = lambda *arguments: spoil_for(run.config.preprocess)
     run_steps(run, loop)
     np.savez("weights.npz", **network_weights(loop.step_cell.network))
     Path("seen.json").write_text(json.dumps([index for root, index in seen if root == run.folder.root]))

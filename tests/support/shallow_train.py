@@ -30,7 +30,8 @@ nan_step = int(os.environ.get("NAN_AT", "0"))
 
 def spoil(images, labels, epoch, number):
     # Floats throughout, of which alone one can be no number: another type would compile the step again.
-    return images.astype(np.float32) * (np.nan if (epoch, number) == (0, nan_step - 1) else 1), labels
+    images = (images.astype(np.float32) - 127.5) / 127.5
+    return images * np.float32(np.nan if (epoch, number) == (0, nan_step - 1) else 1), labels
 
 
 if nan_step:

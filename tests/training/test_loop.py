@@ -106,8 +106,8 @@ class Run:
             show = monitor.step
             monitor.step = lambda step, loss: (show(step, loss), self.shown.append(step))
             if on_step:
-                take = self.stop.take_signals
-                self.stop.take_signals = lambda: (take(), on_step(self))
+                follow = self.loop.on_train_step_end
+                self.loop.on_train_step_end = lambda context: (on_step(self), follow(context))
             stream = batches(self.progress.total_steps - self.progress.step, overflowing, all_of_class_0)
             self.loop.run(stream, None, others)
 
