@@ -62,6 +62,7 @@ def list_changes(config: dict) -> dict[str, list[str]]:
         "--freeze": (0, 2, 6),
         "--lr_max": (round(rate / 3, 4), round(rate * 3, 4)),
         "--lr_decay_mode": ("liner",),
+        "--lr_end": (0,),
         "--warmup_epochs": (0,),
         "--norm_momentum": (0.99,),
         "--crop_scale_min": (0.08,),
