@@ -1,7 +1,11 @@
 """What every test finds prepared: quiet logs, the fast convolution set-up, the digits, a training run."""
 
 import os
+import signal
 
+# A shell's background processes ignore Ctrl-C, and so would those that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # MindSpore reads both while it loads or first runs: errors only in the log, no slow reference convolutions on CPU.
 os.environ.setdefault("GLOG_v", "3")
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
