@@ -8,7 +8,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from src.common.interrupt import listen
+from src.common.interrupt import listen, run_child
 
 if __name__ == "__main__":
     listen()
@@ -17,7 +17,6 @@ import importlib.metadata
 import platform
 import re
 import shutil
-import subprocess
 from typing import Callable
 
 from src.common.cli import ArgumentParser, run_cli
@@ -123,7 +122,7 @@ def describe_variables() -> str:
 
 def output_of(*command: str) -> str:
     """What a command prints, its first complaint where it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=ROOT, timeout=SECONDS)
+    done = run_child(command, capture_output=True, text=True, errors="replace", cwd=ROOT, timeout=SECONDS)
     if not done.returncode:
         return done.stdout.strip()
     return f"exit code {done.returncode}: {(done.stderr or done.stdout).strip().rpartition(chr(10))[2][:300]}"

@@ -9,6 +9,7 @@ sentence. Anything else is a finding.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import socketserver
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Callable
 
 import atheris
 
@@ -37,13 +39,15 @@ SPLIT = b"\0SPLIT\0"
 NAME = "tf_efficientnet_b0.ns_jft_in1k"
 
 
-class Safetensors:
-    def __init__(self, folder: Path):
-        self.path = folder / "weights.safetensors"
+class OneFile:
+    """What a function reads from a file of this name."""
+
+    def __init__(self, name: str, function: Callable[[str], object], folder: Path):
+        self.path, self.function = folder / name, function
 
     def read(self, data: bytes) -> None:
         self.path.write_bytes(data)
-        torch_files.read_safetensors(str(self.path))
+        self.function(str(self.path))
 
 
 class Mindrecord:
@@ -57,15 +61,6 @@ class Mindrecord:
         found = read_mindrecord(str(self.path))
         for number in range(min(3, len(found))):
             found.read(number)
-
-
-class RankTables:
-    def __init__(self, folder: Path):
-        self.path = folder / "table.json"
-
-    def read(self, data: bytes) -> None:
-        self.path.write_bytes(data)
-        read_rank_table(str(self.path))
 
 
 class Lists:
@@ -82,15 +77,6 @@ class Lists:
         read_list(str(path))
 
 
-class Configs:
-    def __init__(self, folder: Path):
-        self.path = folder / "config.yaml"
-
-    def read(self, data: bytes) -> None:
-        self.path.write_bytes(data)
-        read_config_file(str(self.path))
-
-
 class Descriptions:
     """What a checkpoint, an ONNX file's metadata and the file beside a MINDIR say."""
 
@@ -99,17 +85,6 @@ class Descriptions:
 
     def read(self, data: bytes) -> None:
         ModelInfo.from_json(data.decode("utf-8", "surrogateescape"), "model.onnx")
-
-
-class Notes:
-    """What is noted of weights that were taken once."""
-
-    def __init__(self, folder: Path):
-        self.path = folder / "note.json"
-
-    def read(self, data: bytes) -> None:
-        self.path.write_bytes(data)
-        origin.read_note(str(self.path))
 
 
 class Hub:
@@ -139,13 +114,13 @@ class Hub:
 
 
 READERS = {
-    "safetensors": Safetensors,
+    "safetensors": functools.partial(OneFile, "weights.safetensors", torch_files.read_safetensors),
     "mindrecord": Mindrecord,
-    "rank_tables": RankTables,
+    "rank_tables": functools.partial(OneFile, "table.json", read_rank_table),
     "lists": Lists,
-    "configs": Configs,
+    "configs": functools.partial(OneFile, "config.yaml", read_config_file),
     "descriptions": Descriptions,
-    "notes": Notes,
+    "notes": functools.partial(OneFile, "note.json", origin.read_note),
     "hub": Hub,
 }
 

@@ -11,10 +11,11 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Callable
 
 EXIT_CODE = 128 + signal.SIGINT
@@ -92,6 +93,12 @@ def heard_by_children() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+def run_child(command: Sequence[str], **options) -> subprocess.CompletedProcess:
+    """`subprocess.run` of a process that hears the signal."""
+    with heard_by_children():
+        return subprocess.run(command, **options)
 
 
 def hear() -> None:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 
 from src.common.files import atomic_path, locked
-from src.common.interrupt import heard_by_children
+from src.common.interrupt import run_child
 from src.common.machine import cpu_flags
 
 COMPILERS = {"CC": ("C", "cc", "gcc", "clang"), "CXX": ("C++", "g++", "c++", "clang++")}
@@ -119,8 +119,7 @@ def is_private_folder(folder: str) -> bool:
 
 def library_digest(compiler: Sequence[str], flags: Sequence[Sequence[str]], sources: Sequence[str]) -> str:
     """What changes with the sources, the compiler, the flags and the processor: 32 hexadecimal digits."""
-    with heard_by_children():
-        version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=SECONDS).stdout
+    version = run_child([*compiler, "--version"], capture_output=True, timeout=SECONDS).stdout
     parts = [version, processor().encode(), repr((list(compiler), [list(words) for words in flags])).encode()]
     for source in sources:
         with open(source, "rb") as file:
@@ -179,8 +178,7 @@ def run_compiler(compiler: Sequence[str], flags: Sequence[str], path: str) -> No
     with atomic_path(path) as unfinished:
         command = [*compiler, *flags, "-o", unfinished]
         try:
-            with heard_by_children():
-                done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
+            done = run_child(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
         except subprocess.TimeoutExpired:
             raise CompileError(f"{compiler[0]} took more than {SECONDS} seconds") from None
         if done.returncode:

@@ -8,13 +8,12 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from typing import Callable
 
 from src.common.cli import RunError
-from src.common.files import atomic_write
+from src.common.files import atomic_write, scratch_folder
+from src.common.interrupt import run_child
 from src.export.onnx_file import open_onnx
 from src.export.plan import ExportPlan, Run
 from src.images.aipp import Aipp
@@ -109,7 +108,7 @@ def convert_onnx(path: str, plan: ExportPlan, aipp: str, say: Callable[[str], No
     """Replace an ONNX file by what ATC makes of it."""
     say(f"{ATC} converts it for {plan.soc_version}, which may take minutes")
     # In a folder of its own: ATC takes plain names only, and leaves logs and caches.
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         shutil.copyfile(path, os.path.join(folder, "network.onnx"))
         with open(os.path.join(folder, "network.aipp"), "w", encoding="utf-8") as file:
             file.write(aipp)
@@ -162,9 +161,7 @@ def run_atc(plan: ExportPlan, folder: str, options: list[str]) -> None:
         RunError: with ATC's reason.
     """
     try:
-        done = subprocess.run(
-            [find_atc() or ATC, *options], cwd=folder, capture_output=True, text=True, errors="replace"
-        )
+        done = run_child([find_atc() or ATC, *options], cwd=folder, capture_output=True, text=True, errors="replace")
     except OSError as error:
         raise RunError(f"{plan.path} is not written: {ATC} cannot be run: {error.strerror}") from None
     if done.returncode:

@@ -14,11 +14,11 @@ import numpy as np
 from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
 
 from src.common.cli import RunError
+from src.export.plan import Format
 from src.models.family import VARIANTS
 from src.weights.model_info import ModelInfo
 from src.weights.names import Weights
 
-OPSET = 17
 BATCH = "N"
 LARGEST_FLOAT16 = 65504.0
 
@@ -71,7 +71,7 @@ def build_model(
     dtype: type = np.float32,
     include_preprocessing: bool = False,
     include_softmax: bool = False,
-    opset: int = OPSET,
+    opset: int = Format.opset,
 ) -> ModelProto:
     """The network of these weights as a checked ONNX model.
 

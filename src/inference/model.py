@@ -6,6 +6,7 @@ A file of `export.py` says all of it itself. Another program's file needs `Given
 from __future__ import annotations
 
 import dataclasses
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -82,8 +83,8 @@ class OnnxModel:
         Raises:
             RunError: if ONNX Runtime fails.
         """
-        call = (run_session, self.session, self.path, self.input_name, self.output_name, batch)
-        logits = self.runner.submit(*call).result() if self.runner else call[0](*call[1:])
+        call = functools.partial(run_session, self.session, self.path, self.input_name, self.output_name, batch)
+        logits = self.runner.submit(call).result() if self.runner else call()
         return logits.astype(np.float32, copy=False)
 
 

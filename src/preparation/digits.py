@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
-import tempfile
 
 import numpy as np
 from PIL import Image
 
 from src.common.cli import RunError, UsageError
-from src.common.files import sync_folder
-from src.common.interrupt import unfinished
+from src.common.files import scratch_folder, sync_folder
 
 IMAGE_SIZE = 64
 HELD_OUT_PER_CLASS = 36
@@ -109,20 +106,13 @@ def write_digits(root: str) -> bool:
         raise UsageError(f"{root} exists and is not the complete set of digits; remove it or name another folder")
     parent = os.path.dirname(os.path.abspath(root))
     os.makedirs(parent, exist_ok=True)
-    aside = tempfile.mkdtemp(prefix=".digits-", dir=parent)
-    unfinished.add(aside)
-    try:
+    with scratch_folder(prefix=".digits-", dir=parent) as aside:
         for path, image in zip(paths, images):
             target = os.path.join(aside, path)
             os.makedirs(os.path.dirname(target), exist_ok=True)
             with open(target, "wb") as file:
                 file.write(encode_digit(image))
-        os.chmod(aside, 0o755)  # mkdtemp makes a folder that only its owner may enter
+        os.chmod(aside, 0o755)  # it was made for its owner alone
         os.replace(aside, root)
         sync_folder(parent)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    finally:
-        unfinished.discard(aside)
     return True

@@ -18,7 +18,6 @@ TARGETS = ("Ascend", "GPU", "CPU")
 JIT_LEVELS = {"Ascend": "O0", "GPU": None, "CPU": None}
 """Of graphs where no flag says otherwise; None leaves it to MindSpore. O0 launches the kernels one by one, as MindSpore
 itself does for what msrun starts; O2, the back end GE, is deprecated since MindSpore 2.9."""
-CONV_PRECISIONS = ("fp32", "hf32", "fp16")
 DRY_RUN = "MS_SIMULATION_LEVEL"
 """Set in MindSpore's DryRun, which compiles for devices that are not there."""
 DRY_RUN_DEVICES = 16
@@ -119,7 +118,7 @@ def prepare_device(
         device_id: number of the device; None takes DEVICE_ID from the environment, else 0.
         distributed: join the other ranks that the environment names (rank table or dynamic cluster).
         jit_level: "O0", "O1" or "O2", how far MindSpore optimises graphs; None takes JIT_LEVELS.
-        conv_precision: one of CONV_PRECISIONS, which an NPU takes for convolutions of float32; None leaves it to CANN.
+        conv_precision: "fp32", "hf32" or "fp16", what an NPU makes of convolutions of float32; None leaves it to CANN.
 
     Raises:
         UsageError: if the device is not there or cannot what is asked for, or the ranks were not started together.

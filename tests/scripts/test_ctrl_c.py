@@ -3,6 +3,7 @@
 import ast
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.support.terminal import Terminal, cpu_seconds
-from tests.support.training_runs import assert_same_state, checkpoint_path, copy_images, run, saved, train_command
+from tests.support.training_runs import (
+    assert_same_state,
+    checkpoint_path,
+    copy_images,
+    run,
+    saved,
+    train_b0,
+    train_command,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = [
@@ -35,6 +44,14 @@ def test_every_program_listens_before_it_imports_what_takes_time(path):
     assert names <= {*LOADS_QUICKLY, "src.common.interrupt"}
 
 
+def test_processes_are_started_where_it_is_known_that_they_inherit_what_is_blocked():
+    """By `run_child`; the other two places are the launcher, which blocks nothing, and the quickstart's own."""
+    known = {"src/common/interrupt.py", "src/launch/processes.py", "scripts/quickstart_photos.py"}
+    sources = [*PROGRAMS, *(ROOT / "src").rglob("*.py"), ROOT / "scripts/quickstart_photos.py"]
+    starting = {path for path in sources if re.search(r"subprocess\.(run|Popen|check_\w+)\(", path.read_text())}
+    assert {str(path.relative_to(ROOT)) for path in starting} == known
+
+
 def test_it_ends_train_py_while_mindspore_loads(tmp_path):
     terminal = Terminal([sys.executable, str(ROOT / "train.py"), "--dataset_path", "x"], tmp_path)
     maps = Path(f"/proc/{terminal.process.pid}/maps")
@@ -50,10 +67,7 @@ def test_it_ends_train_py_while_mindspore_loads(tmp_path):
 def files(digits, few_images, tmp_path_factory):
     """A folder with a checkpoint of B0 and its ONNX file, which know two classes, and images of these."""
     folder = tmp_path_factory.mktemp("files")
-    flags = {"use_ema": None, "epoch_size": 1, "warmup_epochs": 0, "save_checkpoint_steps": None}
-    code, _, err = run(folder, few_images / "train", program="train.py", **flags)
-    assert code == 0, err
-    os.replace(checkpoint_path(folder, 1, 4), folder / "b0.ckpt")
+    train_b0(few_images / "train", folder / "b0.ckpt")
     export = [sys.executable, str(ROOT / "export.py"), "--checkpoint_path", "b0.ckpt", "--file_name", "b0.onnx"]
     subprocess.run([*export, "--file_format", "ONNX"], cwd=folder, check=True)
     copy_images(digits, folder / "digits", "01", 140, 30)

@@ -4,7 +4,6 @@ The moments and sizes are random; the tests print how many of each there were.
 """
 
 import hashlib
-import os
 import random
 import re
 import resource
@@ -18,7 +17,7 @@ import pytest
 
 from tests.support.small_disk import can_mount, run_on_small_disk
 from tests.support.terminal import cpu_seconds
-from tests.support.training_runs import checkpoint_path, copy_images, run
+from tests.support.training_runs import copy_images, train_b0
 
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 600
@@ -30,10 +29,7 @@ pytestmark = pytest.mark.slow
 def files(digits, few_images, tmp_path_factory):
     """A folder with a checkpoint of B0 in two formats, and images."""
     folder = tmp_path_factory.mktemp("files")
-    flags = {"use_ema": None, "epoch_size": 1, "warmup_epochs": 0, "save_checkpoint_steps": None}
-    code, _, err = run(folder, few_images / "train", program="train.py", **flags)
-    assert code == 0, err
-    os.replace(checkpoint_path(folder, 1, 4), folder / "b0.ckpt")
+    train_b0(few_images / "train", folder / "b0.ckpt")
     convert = [sys.executable, ROOT / "convert_weights.py", "--source", "b0.ckpt", "--target", "b0.safetensors"]
     subprocess.run([*convert, "--to", "timm"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     copy_images(digits, folder / "digits", "0123456789", 30, 3)

@@ -60,6 +60,14 @@ def finish(process, folder):
     return code, (folder / "log.txt").read_text(), (folder / "errors.txt").read_text()
 
 
+def train_b0(dataset_path, path):
+    """Write a checkpoint of a whole B0 after an epoch."""
+    flags = {"use_ema": None, "epoch_size": 1, "warmup_epochs": 0, "save_checkpoint_steps": None}
+    code, _, err = run(path.parent, dataset_path, program="train.py", **flags)
+    assert code == 0, err
+    os.replace(checkpoint_path(path.parent, 1, STEPS), path)
+
+
 def wait_for(condition, process, seconds=300):
     """Wait until `condition()` while a process runs."""
     end = time.monotonic() + seconds

@@ -1,0 +1,12 @@
+# How a double of a vendor's library is compiled: as strictly as the program, and under the same sanitizer.
+set(CMAKE_CXX_STANDARD 17)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(SANITIZE "" CACHE STRING "empty, address or thread: as the program that links it")
+add_compile_options(-Wall -Wextra -Werror)
+if(SANITIZE STREQUAL "address")
+  add_compile_options(-g1 -O1 -fsanitize=address,undefined)
+elseif(SANITIZE STREQUAL "thread")
+  add_compile_options(-g1 -O1 -fsanitize=thread)
+else()
+  add_compile_options(-O2)
+endif()
