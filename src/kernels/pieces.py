@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 from mindspore.ops.auto_generate import SplitWithSize
@@ -25,8 +26,8 @@ class Pieces(nn.Cell):
         sizes = [int(np.prod(shape, dtype=int)) for shape in shapes]
         self.groups = tuple(tuple(sizes[begin : begin + GROUP]) for begin in range(0, len(sizes), GROUP))
         self.group_sizes = tuple(sum(group) for group in self.groups)
-        # mint.split gives views, each of which an NPU copies where it is used.
-        self.split = SplitWithSize()
+        # mint.split gives views, each of which an NPU copies where it is used. MindSpore 2.7 has this one only there.
+        self.split = SplitWithSize() if ms.get_context("device_target") == "Ascend" else ops.split
         self.hyper_map = ops.HyperMap()
 
     def join(self, tensors):

@@ -81,7 +81,8 @@ def convolution(
     )
 
 
-# `src.kernels` knows the next three cells by the names of their classes and reads their attributes; see its FUSED.
+# `src.kernels` knows the next three cells, and MBConv, by the names of their classes and reads their attributes; see its
+# FUSED.
 
 
 class ConvNormActivation(nn.Cell):
@@ -221,7 +222,8 @@ class KeepMasks(nn.Cell):
         mixed = np.array([(seed * 0x9E3779B1 + stream * 0x85EBCA77) & 0xFFFFFFFF for stream in streams], np.uint32)
         self.keys = ms.Tensor(mixed.astype(np.int32))
         self.layers = tuple(range(len(rates)))
-        self.split = SplitWithSize()  # one operator; ops.split takes one for each part
+        # One operator on an NPU, where ops.split takes one for each part; MindSpore 2.7 has it nowhere else.
+        self.split = SplitWithSize() if ms.get_context("device_target") == "Ascend" else ops.split
 
     def construct(self, step, sizes, dtype):
         """Draw for training step `step` (int32 tensor): a tensor of shape (size,) for each layer."""
