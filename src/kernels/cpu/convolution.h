@@ -2,7 +2,7 @@
 #pragma once
 
 #include "gemm.h"
-#include "norm.h"
+#include "source.h"
 
 // The tensors of a layer. Weights are MindSpore's: (out channels, in channels / groups, kernel, kernel).
 struct Layer {
@@ -34,4 +34,25 @@ inline void add_groups(const float* partial, Index groups, Index size, float* to
     for (Index g = 1; g < groups; ++g)
       for (Index i = first; i < last; ++i) to[i] += partial[g * size + i];
   });
+}
+
+// y = the convolution, its mean and variance; moves the moving statistics on.
+template <typename Kind>
+void convolve_and_measure(const Layer& layer, const Kind& convolution, float momentum, float* y, float* mean,
+                          float* variance, float* moving_mean, float* moving_variance) {
+  const Index width = padded(layer.out_channels), positions = layer.positions();
+  const Scratch means(width), variances(width);
+  const BlockSums sums(convolution.blocks(), width);
+  convolution.forward(y, [&](Index block, const float* rows, Index count, Index first, Index last) {
+    block_moments(sums, block, rows, count, width, first, last);
+  });
+  combine_moments(sums, means, variances);
+  // As in MindSpore's BatchNorm, the moving variance takes up the variance divided by one less than the count.
+  const float unbiased = static_cast<float>(positions) / static_cast<float>(std::max<Index>(1, positions - 1));
+  for (Index c = 0; c < layer.out_channels; ++c) {
+    mean[c] = means[c];
+    variance[c] = variances[c];
+    moving_mean[c] = momentum * moving_mean[c] + (1.0f - momentum) * means[c];
+    moving_variance[c] = momentum * moving_variance[c] + (1.0f - momentum) * variances[c] * unbiased;
+  }
 }

@@ -102,8 +102,16 @@ inline void pack_panel(const float* from, Index row_step, Index column_step, Ind
                        Index width, float* to) {
   const Index valid = std::max<Index>(0, std::min(width, columns - column));
   from += column * column_step;
-  for (Index k = 0; k < depth; ++k, to += width) {
-    for (Index j = 0; j < valid; ++j) to[j] = from[k * row_step + j * column_step];
-    for (Index j = valid; j < width; ++j) to[j] = 0.0f;
+  // Some rows at a time, so that what is read and what is written lies close together.
+  constexpr Index step = 16;
+  for (Index first = 0; first < depth; first += step) {
+    const Index last = std::min(depth, first + step);
+    if (column_step == 1) {
+      for (Index k = first; k < last; ++k) std::copy_n(from + k * row_step, valid, to + k * width);
+    } else {
+      for (Index j = 0; j < valid; ++j)
+        for (Index k = first; k < last; ++k) to[k * width + j] = from[k * row_step + j * column_step];
+    }
+    for (Index k = first; k < last; ++k) std::fill(to + k * width + valid, to + (k + 1) * width, 0.0f);
   }
 }

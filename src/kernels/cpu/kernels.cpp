@@ -6,10 +6,8 @@
 
 #include "call.h"
 #include "dense.h"
-#include "depthwise.h"
-#include "pointwise.h"
+#include "mbconv.h"
 #include "rmsprop.h"
-#include "squeeze.h"
 
 namespace {
 
@@ -43,7 +41,7 @@ bool fits(const Call& call, int x, int weight, int y, const Settings& settings) 
   const Index channels = std::is_same_v<Kind, Depthwise> ? layer.out_channels : layer.in_channels;
   const Index in = kFromImages<Kind> ? call.size(x, 1) : call.size(x, 3);
   if (in != (kFromImages<Kind> ? channels : padded(channels))) return false;
-  if (std::is_same_v<Kind, Depthwise> && layer.in_channels != 1) return false;
+  if (std::is_same_v<Kind, Depthwise> && (layer.in_channels != 1 || layer.kernel > kMostRows)) return false;
   if (std::is_same_v<Kind, Pointwise> && (layer.kernel != 1 || layer.stride != 1)) return false;
   return call.is(y, {layer.images, layer.out_height, layer.out_width, padded(layer.out_channels)});
 }
@@ -56,31 +54,9 @@ int train(const Call& call) {
   if (!call.has(11) || !fits<Kind>(call, 0, 1, 7, settings)) return kWrongCall;
   const Layer layer = read_layer<Kind>(call, 0, 1, settings);
   const Kind convolution(layer, call[0], call[1]);
-  float *out = call[7], *y = call[8];
-  const Index width = padded(layer.out_channels), positions = layer.positions();
-  const Scratch mean(width), variance(width);
-  {
-    const BlockSums sums(convolution.blocks(), width);
-    convolution.forward(y, [&](Index block, const float* rows, Index count, Index first, Index last) {
-      block_moments(sums, block, rows, count, width, first, last);
-    });
-    combine_moments(sums, mean, variance);
-  }
-  // As in MindSpore's BatchNorm, the moving variance takes up the variance divided by one less than the count.
-  const float unbiased = static_cast<float>(positions) / static_cast<float>(std::max<Index>(1, positions - 1));
-  for (Index c = 0; c < layer.out_channels; ++c) {
-    call[9][c] = mean[c];
-    call[10][c] = variance[c];
-    call[4][c] = settings.momentum * call[4][c] + (1.0f - settings.momentum) * mean[c];
-    call[5][c] = settings.momentum * call[5][c] + (1.0f - settings.momentum) * variance[c] * unbiased;
-  }
-  const Norm norm(layer.out_channels, settings.epsilon, mean, variance, call[2], call[3]);
-  const Index rows = std::max<Index>(16, 32768 / width);
-  parallel((positions + rows - 1) / rows, [&](Index block) {
-    const Index offset = block * rows * width;
-    apply_norm(norm, settings.activation, y + offset, out + offset, std::min(rows, positions - block * rows), width, 0,
-               width);
-  });
+  convolve_and_measure(layer, convolution, settings.momentum, call[8], call[9], call[10], call[4], call[5]);
+  const Norm norm(layer.out_channels, settings.epsilon, call[9], call[10], call[2], call[3]);
+  apply_norm_to_all(norm, settings.activation, call[8], call[7], layer.positions());
   return 0;
 }
 
@@ -119,16 +95,15 @@ int backward(const Call& call) {
   const float *upper = call[0], *y = call[3];
   Norm norm(layer.out_channels, settings.epsilon, call[4], call[5], call[6], call[7]);
   const Index width = norm.width();
-  parameter_gradients(norm, settings, upper, y, layer.positions(), call[first + 2], call[first + 3]);
+  parameter_gradients(norm, settings.activation, settings.training, upper, y, layer.positions(), call[first + 2], call[first + 3]);
   const Kind convolution(layer, call[1], call[2]);
   const auto rows_gradient = [&](Index row, Index rows, float* to) {
-    input_gradient(norm, settings.activation, upper + row * width, y + row * width, rows, width, to, width, 0, width);
+    input_gradient(norm, settings.activation, upper + row * width, y + row * width, rows, {to, width, 0});
   };
   if constexpr (std::is_same_v<Kind, Depthwise>) {
     convolution.backward(
-        [&](Index row, Index rows, Index from, Index last, float* to) {
-          input_gradient(norm, settings.activation, upper + row * width, y + row * width, rows, width, to, kChunk, from,
-                         last);
+        [&](Index row, Index rows, float* to, Index chunk_step) {
+          input_gradient(norm, settings.activation, upper + row * width, y + row * width, rows, {to, kChunk, chunk_step});
         },
         call[9], call[10]);
   } else if constexpr (kFromImages<Kind>) {
@@ -147,12 +122,11 @@ int backward_images(const Call& call) {
   Norm norm(layer.out_channels, settings.epsilon, call[4], call[5], call[6], call[7]);
   const Index width = norm.width();
   const Scratch gamma(width), beta(width);
-  parameter_gradients(norm, settings, call[0], call[3], layer.positions(), gamma, beta);
+  parameter_gradients(norm, settings.activation, settings.training, call[0], call[3], layer.positions(), gamma, beta);
   const Dense convolution(layer, call[1], call[2]);
   convolution.backward_input(
       [&](Index row, Index rows, float* to) {
-        input_gradient(norm, settings.activation, call[0] + row * width, call[3] + row * width, rows, width, to, width,
-                       0, width);
+        input_gradient(norm, settings.activation, call[0] + row * width, call[3] + row * width, rows, {to, width, 0});
       },
       call[9]);
   return 0;
@@ -182,6 +156,88 @@ int squeeze_backward(const Call& call) {
   if (call.size(1, 3) != layer.width() || !call.is(3, {layer.channels, layer.squeezed, 1, 1})) return kWrongCall;
   layer.backward<Act>(call[0], call[1], call[2], call[3], call[4], call[5], call[6], call[7], call[8], call[9],
                       call[10], call[11]);
+  return 0;
+}
+
+// Where the parts of an MBConv block are among a call's tensors; each is behind the other, as far as the block has it.
+struct Places {
+  int expand, depthwise, squeeze, project, end;
+
+  Places(int first, bool expands, bool squeezes, int of_convolution, int of_squeeze)
+      : expand(first),
+        depthwise(expand + (expands ? of_convolution : 0)),
+        squeeze(depthwise + of_convolution),
+        project(squeeze + (squeezes ? of_squeeze : 0)),
+        end(project + of_convolution) {}
+};
+
+MBConv::Weights weights_at(const Call& call, const Places& at) {
+  const auto layer = [&](int i) { return ConvNormTensors{call[i], call[i + 1], call[i + 2]}; };
+  return {layer(at.expand), layer(at.depthwise), layer(at.project),
+          {call[at.squeeze], call[at.squeeze + 1], call[at.squeeze + 2], call[at.squeeze + 3]}};
+}
+
+MBConv::Kept kept_at(const Call& call, const Places& at) {
+  const auto layer = [&](int i) { return Convolved{call[i], call[i + 1], call[i + 2]}; };
+  return {layer(at.expand), layer(at.depthwise), layer(at.project),
+          {call[at.squeeze], call[at.squeeze + 1], call[at.squeeze + 2]}};
+}
+
+// Reads the block's shapes; false where they do not go together. `x`, `weights` and `kept` are where the tensors are.
+bool read_block(const Call& call, int x, const Places& weights, const Places& kept, MBConv& block) {
+  Settings wide = block.settings, narrow = block.settings;
+  narrow.stride = 1;
+  const int hidden = block.expands ? kept.expand : x;
+  if (block.expands && !fits<Pointwise>(call, x, weights.expand, kept.expand, narrow)) return false;
+  if (!fits<Depthwise>(call, hidden, weights.depthwise, kept.depthwise, wide)) return false;
+  if (!fits<Pointwise>(call, kept.depthwise, weights.project, kept.project, narrow)) return false;
+  if (block.expands) block.expand = read_layer<Pointwise>(call, x, weights.expand, narrow);
+  const Layer& layer = block.depthwise = read_layer<Depthwise>(call, hidden, weights.depthwise, wide);
+  block.project = read_layer<Pointwise>(call, kept.depthwise, weights.project, narrow);
+  block.squeeze = {layer.images, layer.out_height * layer.out_width, layer.out_channels,
+                   block.squeezes ? call.size(weights.squeeze, 0) : 0};
+  // All of the depthwise convolution's input is read.
+  if (layer.kernel < layer.stride) return false;
+  // A residual connection's x has the output's form.
+  const std::initializer_list<Index> out = {layer.images, layer.out_height, layer.out_width, call.size(kept.project, 3)};
+  if (block.residual && !(call.is(x, out) && call.is(x + 1, {layer.images}))) return false;
+  return !block.squeezes || (call.is(weights.squeeze, {block.squeeze.squeezed, layer.out_channels, 1, 1}) &&
+                             call.is(weights.squeeze + 2, {layer.out_channels, block.squeeze.squeezed, 1, 1}));
+}
+
+MBConv block_with(const Call& call) {
+  MBConv block{call[0][6] != 0.0f, call[0][7] != 0.0f, call[0][8] != 0.0f, {}, {}, {}, {}, Settings(call[0])};
+  return block;
+}
+
+// Inputs: settings, and whether the block expands, squeezes and has a residual connection; x; the mask of drop-connect, one
+// number for each image; weight, gamma and beta of each convolution, and in front of the last's, weights and biases of
+// squeeze-and-excitation; moving mean and variance of each norm, which move on.
+// Outputs: out; y, mean and variance of each convolution, and in front of the last's, mean, hidden and gate of
+// squeeze-and-excitation.
+int mbconv_forward(const Call& call) {
+  MBConv block = block_with(call);
+  const Places weights(3, block.expands, block.squeezes, 3, 4), moving(weights.end, block.expands, false, 2, 0);
+  const Places kept(moving.end + 1, block.expands, block.squeezes, 3, 3);
+  if (!call.has(kept.end) || !read_block(call, 1, weights, kept, block)) return kWrongCall;
+  const auto statistics = [&](int i) { return Convolved{nullptr, call[i], call[i + 1]}; };
+  block.forward(call[1], call[2], weights_at(call, weights), kept_at(call, kept),
+                {statistics(moving.expand), statistics(moving.depthwise), statistics(moving.project), {}},
+                call[moving.end]);
+  return 0;
+}
+
+// Inputs: settings, x and mask as above; the gradient of out; the weights; what the forward pass left.
+// Outputs: gradients of x and of the weights; space of the size of the depthwise convolution's y, then of the expanding
+// one's.
+int mbconv_back(const Call& call) {
+  MBConv block = block_with(call);
+  const Places weights(4, block.expands, block.squeezes, 3, 4), kept(weights.end, block.expands, block.squeezes, 3, 3);
+  const Places gradients(kept.end + 1, block.expands, block.squeezes, 3, 4);
+  const int space = gradients.end;
+  if (!call.has(space + 1 + block.expands) || !read_block(call, 1, weights, kept, block)) return kWrongCall;
+  block.backward(call[3], call[1], call[2], weights_at(call, weights), kept_at(call, kept), call[kept.end],
+                 weights_at(call, gradients), block.expands ? call[space + 1] : nullptr, call[space]);
   return 0;
 }
 
@@ -266,6 +322,8 @@ OPERATOR(squeeze_swish, squeeze<Swish>)
 OPERATOR(squeeze_swish_backward, squeeze_backward<Swish>)
 OPERATOR(squeeze_relu6, squeeze<Relu6>)
 OPERATOR(squeeze_relu6_backward, squeeze_backward<Relu6>)
+OPERATOR(mbconv_train, mbconv_forward)
+OPERATOR(mbconv_backward, mbconv_back)
 OPERATOR(rmsprop_update, rmsprop)
 OPERATOR(position_mean, mean)
 OPERATOR(position_mean_backward, mean_backward)

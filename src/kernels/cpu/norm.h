@@ -69,31 +69,49 @@ inline void apply_norm(const Norm& norm, Activation activation, const float* in,
   dispatch(activation, [&](auto act) { apply_norm<decltype(act)>(norm, in, out, rows, width, first, last); });
 }
 
+// The same for all positions.
+inline void apply_norm_to_all(const Norm& norm, Activation activation, const float* in, float* out, Index positions) {
+  const Index width = norm.width(), rows = std::max<Index>(16, 32768 / width);
+  parallel((positions + rows - 1) / rows, [&](Index block) {
+    const Index offset = block * rows * width;
+    apply_norm(norm, activation, in + offset, out + offset, std::min(rows, positions - block * rows), width, 0, width);
+  });
+}
+
 // Gradient of the norm's output from that of the activation's.
 template <typename Act>
 inline Vector norm_gradient(const Norm& norm, Vector centred, Vector upper, Index c) {
   return Act::gradient(centred * load(norm.scale() + c) + load(norm.beta() + c), upper);
 }
 
-// Gradient of the norm's input, from the gradient `upper` of the activation's output and the norm's input `in`. Rows of
-// `in` are `width` apart, those of `out` `out_width`; channels first ... last - 1 go to out[0 ... last - first - 1].
-template <typename Act>
-void input_gradient(const Norm& norm, const float* upper, const float* in, Index rows, Index width, float* out,
-                    Index out_width, Index first, Index last) {
-  for (Index r = 0; r < rows; ++r, upper += width, in += width, out += out_width)
-    for (Index c = first; c < last; c += kLanes) {
-      const Vector centred = load(in + c) - load(norm.mean() + c);
-      const Vector gradient = norm_gradient<Act>(norm, centred, load(upper + c), c);
-      const Vector normalised = centred * load(norm.inverse() + c);
-      store(out + c - first, load(norm.scale() + c) * (gradient - load(norm.mean_gradient() + c) -
-                                                        normalised * load(norm.mean_product() + c)));
-    }
+// Where a gradient goes: channels side by side in chunks, a pixel's chunk behind its neighbour's, chunks `step` apart.
+struct Chunks {
+  float* to;
+  Index size, step;
+};
+
+// Gradient of the norm's input, from that of the activation's output, upper_at(row, channel), and the norm's input.
+template <typename Act, typename Upper>
+void input_gradient(const Norm& norm, const Upper& upper_at, const float* in, Index rows, const Chunks& out) {
+  const Index width = norm.width();
+  for (Index r = 0; r < rows; ++r, in += width) {
+    float* to = out.to + r * out.size;
+    for (Index first = 0; first < width; first += out.size, to += out.step)
+      for (Index c = first; c < std::min(width, first + out.size); c += kLanes) {
+        const Vector centred = load(in + c) - load(norm.mean() + c);
+        const Vector gradient = norm_gradient<Act>(norm, centred, upper_at(r, c), c);
+        const Vector normalised = centred * load(norm.inverse() + c);
+        store(to + c - first, load(norm.scale() + c) * (gradient - load(norm.mean_gradient() + c) -
+                                                          normalised * load(norm.mean_product() + c)));
+      }
+  }
 }
 
 inline void input_gradient(const Norm& norm, Activation activation, const float* upper, const float* in, Index rows,
-                           Index width, float* out, Index out_width, Index first, Index last) {
+                           const Chunks& out) {
   dispatch(activation, [&](auto act) {
-    input_gradient<decltype(act)>(norm, upper, in, rows, width, out, out_width, first, last);
+    const auto upper_at = [&](Index r, Index c) { return load(upper + r * norm.width() + c); };
+    input_gradient<decltype(act)>(norm, upper_at, in, rows, out);
   });
 }
 
@@ -207,19 +225,11 @@ void block_gradient_sums(const Norm& norm, const BlockSums& sums, Index block, c
     gradient_sums<Act, 1>(norm, upper, in, rows, width, c, sums.first(block), sums.second(block));
 }
 
-// Gradients of gamma and beta; sets the norm's means of gradients, which are 0 where the statistics are constants.
-inline void parameter_gradients(Norm& norm, const Settings& settings, const float* upper, const float* in,
-                                Index positions, float* gamma_gradient, float* beta_gradient) {
-  const Index width = norm.width();
-  const Index rows = std::max<Index>(16, 32768 / width);
-  const BlockSums sums((positions + rows - 1) / rows, width);
-  parallel(sums.blocks(), [&](Index b) {
-    const Index offset = b * rows * width, count = std::min(rows, positions - b * rows);
-    dispatch(settings.activation, [&](auto act) {
-      block_gradient_sums<decltype(act)>(norm, sums, b, upper + offset, in + offset, count);
-    });
-  });
-  parallel_channels(width, [&](Index first, Index last) {
+// Gradients of gamma and beta from their sums over blocks. Sets the norm's means of gradients over so many positions; they
+// stay 0 where the statistics are constants, which 0 positions say.
+inline void combine_gradients(Norm& norm, const BlockSums& sums, Index positions, float* gamma_gradient,
+                              float* beta_gradient) {
+  parallel_channels(norm.width(), [&](Index first, Index last) {
     double gradients[4 * kChannelBlock] = {}, products[4 * kChannelBlock] = {};
     for (Index b = 0; b < sums.blocks(); ++b)
       for (Index c = first; c < last; ++c) {
@@ -229,10 +239,24 @@ inline void parameter_gradients(Norm& norm, const Settings& settings, const floa
     for (Index c = first; c < std::min(last, norm.channels()); ++c) {
       beta_gradient[c] = static_cast<float>(gradients[c - first]);
       gamma_gradient[c] = static_cast<float>(products[c - first]);
-      if (settings.training) {
-        norm.mean_gradient()[c] = static_cast<float>(gradients[c - first] / positions);
-        norm.mean_product()[c] = static_cast<float>(products[c - first] / positions);
-      }
+      if (!positions) continue;
+      norm.mean_gradient()[c] = static_cast<float>(gradients[c - first] / positions);
+      norm.mean_product()[c] = static_cast<float>(products[c - first] / positions);
     }
   });
+}
+
+// The same from the gradient of the activation's output.
+inline void parameter_gradients(Norm& norm, Activation activation, bool training, const float* upper, const float* in,
+                                Index positions, float* gamma_gradient, float* beta_gradient) {
+  const Index width = norm.width();
+  const Index rows = std::max<Index>(16, 32768 / width);
+  const BlockSums sums((positions + rows - 1) / rows, width);
+  parallel(sums.blocks(), [&](Index b) {
+    const Index offset = b * rows * width, count = std::min(rows, positions - b * rows);
+    dispatch(activation, [&](auto act) {
+      block_gradient_sums<decltype(act)>(norm, sums, b, upper + offset, in + offset, count);
+    });
+  });
+  combine_gradients(norm, sums, training ? positions : 0, gamma_gradient, beta_gradient);
 }

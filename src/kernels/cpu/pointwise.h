@@ -5,15 +5,16 @@
 
 class Pointwise {
  public:
-  Pointwise(const Layer& layer, const float* x, const float* weight)
+  Pointwise(const Layer& layer, const Source& source, const float* weight)
       : layer_(layer),
-        x_(x),
+        source_(source),
         weight_(weight),
         in_(padded(layer.in_channels)),
         out_(padded(layer.out_channels)),
         rows_(std::clamp<Index>(98304 / (in_ + out_) / kRowBlock, 1, 5) * kRowBlock) {}
 
   Index blocks() const { return (layer_.positions() + rows_ - 1) / rows_; }
+  Index rows() const { return rows_; }  // of a block
 
   // y = x * weight'; finish(block, y of the block, rows, first, last) follows for each group of channels.
   template <typename Finish>
@@ -28,9 +29,15 @@ class Pointwise {
       const Index first = panels * split / splits * kPanel;
       const Index last = std::min(out_, panels * (split + 1) / splits * kPanel);
       const Index row = block * rows_, rows = std::min(rows_, layer_.positions() - row);
+      const Scratch space(copied_floats(rows));
+      const float* x = source_.values + row * in_;
+      if (!source_.plain()) {
+        read_rows(source_, row, rows, in_, space);
+        x = space;
+      }
       for (Index column = first; column < last; column += kPanel) {
         const Index width = panel_width(column, out_);
-        product<false>(x_ + row * in_, in_, packed + column * layer_.in_channels, width, rows, layer_.in_channels,
+        product<false>(x, in_, packed + column * layer_.in_channels, width, rows, layer_.in_channels,
                        y + row * out_ + column, out_, width, false);
       }
       finish(block, y + row * out_, rows, first, last);
@@ -40,22 +47,32 @@ class Pointwise {
   // Gradients of x and the weight; output_gradient(row, rows, to) writes the gradient of y for these rows.
   template <typename OutputGradient>
   void backward(const OutputGradient& output_gradient, float* x_gradient, float* weight_gradient) const {
+    backward(output_gradient, x_gradient, weight_gradient, [](Index, Index, Index, float*) {});
+  }
+
+  // The same of a source with a norm: read(block, row, rows, to) follows when x's gradient of these rows is there, and
+  // writes what the layer has read.
+  template <typename OutputGradient, typename Read>
+  void backward(const OutputGradient& output_gradient, float* x_gradient, float* weight_gradient,
+                const Read& read) const {
     const Scratch packed(layer_.out_channels * in_);
     pack(weight_, layer_.in_channels, 1, layer_.out_channels, layer_.in_channels, packed);
     const Index size = out_ * in_;
     if (size > kLargeWeight)
-      return backward_in_slices(output_gradient, packed, x_gradient, weight_gradient);
+      return backward_in_slices(output_gradient, packed, x_gradient, weight_gradient, read);
     const Index groups = group_count(blocks());
     const Scratch partial(groups * size);
     parallel(groups, [&](Index group) {
-      const Scratch gradient(rows_ * out_);
+      const Scratch gradient(rows_ * out_), space(copied_floats(rows_));
       const Index begin = blocks() * group / groups, end = blocks() * (group + 1) / groups;
       for (Index block = begin; block < end; ++block) {
         const Index row = block * rows_, rows = std::min(rows_, layer_.positions() - row);
         output_gradient(row, rows, gradient);
         multiply_back(gradient, packed, row, rows, x_gradient);
+        read(block, row, rows, space);
+        const float* x = source_.plain() ? source_.values + row * in_ : space;
         for (Index column = 0; column < in_; column += kPanel)
-          product<true>(gradient, out_, x_ + row * in_ + column, in_, out_, rows,
+          product<true>(gradient, out_, x + column, in_, out_, rows,
                         partial + group * size + column, in_, panel_width(column, in_), block > begin);
       }
     });
@@ -65,6 +82,9 @@ class Pointwise {
   }
 
  private:
+  // What is kept of a source for some rows.
+  Index copied_floats(Index rows) const { return source_.plain() ? 0 : rows * in_; }
+
   // Beyond this many floats, partial sums of the weight's gradient would not stay in the cache.
   static constexpr Index kLargeWeight = 16384;
 
@@ -88,15 +108,17 @@ class Pointwise {
 
   // The same where the weight is large and the positions are few: the gradient of y is kept as a whole, and each task
   // makes a slice of the weight's gradient from all positions.
-  template <typename OutputGradient>
+  template <typename OutputGradient, typename Read>
   void backward_in_slices(const OutputGradient& output_gradient, const float* packed, float* x_gradient,
-                          float* weight_gradient) const {
+                          float* weight_gradient, const Read& read) const {
     const Index positions = layer_.positions();
-    const Scratch gradient(positions * out_), sum(out_ * in_);
+    const Scratch gradient(positions * out_), sum(out_ * in_), space(copied_floats(positions));
+    const float* x = source_.plain() ? source_.values : space;
     parallel(blocks(), [&](Index block) {
       const Index row = block * rows_, rows = std::min(rows_, positions - row);
       output_gradient(row, rows, gradient + row * out_);
       multiply_back(gradient + row * out_, packed, row, rows, x_gradient);
+      read(block, row, rows, space + row * (source_.plain() ? 0 : in_));
     });
     constexpr Index height = 2 * kRowBlock, width = 144, depth = 256;
     const Index across = (in_ + width - 1) / width, down = (out_ + height - 1) / height;
@@ -105,7 +127,7 @@ class Pointwise {
       const Index left = task % across * width, right = std::min(in_, left + width);
       for (Index row = 0; row < positions; row += depth)
         for (Index column = left; column < right; column += kPanel)
-          product<true>(gradient + row * out_ + top, out_, x_ + row * in_ + column, in_, bottom - top,
+          product<true>(gradient + row * out_ + top, out_, x + row * in_ + column, in_, bottom - top,
                         std::min(depth, positions - row), sum + top * in_ + column, in_,
                         panel_width(column, right), row > 0);
     });
@@ -118,7 +140,7 @@ class Pointwise {
   }
 
   Layer layer_;
-  const float* x_;
+  Source source_;
   const float* weight_;
   Index in_, out_;
   Index rows_;  // of a block

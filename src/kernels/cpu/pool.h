@@ -1,4 +1,4 @@
-// Threads that wait without spinning, and memory for intermediate results that is kept between calls.
+// Threads that wait, mostly asleep, and memory for intermediate results that is kept between calls.
 //
 // Work is cut into tasks by the shapes alone, a task writes to places of its own, and what tasks have summed up is
 // combined in the order of their numbers. So results have the same bits for any number of threads and any timing.
@@ -49,6 +49,9 @@ class Pool {
     work();
     std::unique_lock<std::mutex> guard(mutex_);
     open_ = false;
+    guard.unlock();
+    spin([this] { return working_.load(std::memory_order_acquire) == 0; });
+    guard.lock();
     done_.wait(guard, [this] { return working_ == 0; });
     if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
   }
@@ -76,6 +79,9 @@ class Pool {
     std::uint64_t seen = 0;
     std::unique_lock<std::mutex> guard(mutex_);
     for (;;) {
+      guard.unlock();
+      spin([&] { return round_.load(std::memory_order_relaxed) != seen; });
+      guard.lock();
       wake_.wait(guard, [&] { return open_ && round_ != seen; });
       seen = round_;
       if (working_ >= threads_ - 1) continue;
@@ -84,6 +90,19 @@ class Pool {
       work();
       guard.lock();
       if (--working_ == 0 && !open_) done_.notify_one();
+    }
+  }
+
+  // Looks for some microseconds whether something has come to pass: one call follows another sooner than a sleeping
+  // thread wakes up.
+  template <typename Condition>
+  static void spin(const Condition& holds) {
+    for (int i = 0; i < kSpins && !holds(); ++i) {
+#if defined(__x86_64__) || defined(__i386__)
+      __builtin_ia32_pause();
+#elif defined(__aarch64__)
+      asm volatile("yield");
+#endif
     }
   }
 
@@ -101,6 +120,8 @@ class Pool {
     }
   }
 
+  static constexpr int kSpins = 1000;  // some ten microseconds
+
   std::mutex turn_;   // held by the caller whose work the threads do
   std::mutex mutex_;  // guards what follows
   std::condition_variable wake_, done_;
@@ -109,9 +130,10 @@ class Pool {
   Index count_ = 0;
   std::atomic<Index> next_{0};
   bool open_ = false;
-  std::uint64_t round_ = 0;
+  std::atomic<std::uint64_t> round_{0};
   std::exception_ptr failure_;
-  int threads_, started_ = 0, working_ = 0;
+  int threads_, started_ = 0;
+  std::atomic<int> working_{0};
 };
 
 template <typename Task>

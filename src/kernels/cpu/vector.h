@@ -62,10 +62,16 @@ inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + exponential(-x)); }
 // operators.py's ACTIVATIONS.
 enum class Activation { kNone, kSwish, kRelu6 };
 
+// act(x) and its derivative, which have the costly part in common.
+struct ValueAndSlope {
+  Vector value, slope;
+};
+
 // value: act(x); gradient: of x, from the gradient `upper` of act(x).
 struct Linear {
   static Vector value(Vector x) { return x; }
   static Vector gradient(Vector, Vector upper) { return upper; }
+  static ValueAndSlope both(Vector x) { return {x, broadcast(1.0f)}; }
 };
 
 struct Swish {
@@ -73,6 +79,10 @@ struct Swish {
   static Vector gradient(Vector x, Vector upper) {
     const Vector gate = sigmoid(x);
     return upper * (gate * (1.0f + x * (1.0f - gate)));
+  }
+  static ValueAndSlope both(Vector x) {
+    const Vector gate = sigmoid(x);
+    return {x * gate, gate * (1.0f + x * (1.0f - gate))};
   }
 };
 
@@ -88,6 +98,7 @@ struct Relu6 {
     upper = x <= zero ? zero : upper;
     return x > broadcast(6.0f) ? zero : upper;
   }
+  static ValueAndSlope both(Vector x) { return {value(x), gradient(x, broadcast(1.0f))}; }
 };
 
 // Calls task(activation's type).
