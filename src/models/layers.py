@@ -81,8 +81,8 @@ def convolution(
     )
 
 
-# `src.kernels` knows the next three cells, and MBConv, by the names of their classes and reads their attributes; see its
-# FUSED.
+# `src.kernels` knows the next three cells, and MBConv, by the names of their classes and reads their attributes; see
+# its FUSED.
 
 
 class ConvNormActivation(nn.Cell):
