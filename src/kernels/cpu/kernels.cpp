@@ -54,6 +54,7 @@ int train(const Call& call) {
   if (!call.has(11) || !fits<Kind>(call, 0, 1, 7, settings)) return kWrongCall;
   const Layer layer = read_layer<Kind>(call, 0, 1, settings);
   const Kind convolution(layer, call[0], call[1]);
+  PHASE(kFromImages<Kind> ? "stem" : "head");
   convolve_and_measure(layer, convolution, settings.momentum, call[8], call[9], call[10], call[4], call[5]);
   const Norm norm(layer.out_channels, settings.epsilon, call[9], call[10], call[2], call[3]);
   apply_norm_to_all(norm, settings.activation, call[8], call[7], layer.positions());
@@ -93,6 +94,7 @@ int backward(const Call& call) {
   if (!call.has(first + 4) || !fits<Kind>(call, 1, 2, 3, settings)) return kWrongCall;
   const Layer layer = read_layer<Kind>(call, 1, 2, settings);
   const float *upper = call[0], *y = call[3];
+  PHASE(kFromImages<Kind> ? "stem, backward" : "head, backward");
   Norm norm(layer.out_channels, settings.epsilon, call[4], call[5], call[6], call[7]);
   const Index width = norm.width();
   parameter_gradients(norm, settings.activation, settings.training, upper, y, layer.positions(), call[first + 2], call[first + 3]);
@@ -272,6 +274,7 @@ int mean_backward(const Call& call) {
 // Inputs: learning rate, settings (decay, momentum, epsilon), the weight decay of each parameter; then all parameters, all
 // mean squares, all moments (these are updated), all gradients. Output: one number without a meaning.
 int rmsprop(const Call& call) {
+  PHASE("RMSProp");
   const Index parameters = call.size(2, 0);
   if (!call.has(static_cast<int>(4 * parameters + 4))) return kWrongCall;
   const RmsProp rule{call[0][0], call[1][0], call[1][1], call[1][2]};
@@ -329,3 +332,24 @@ OPERATOR(position_mean, mean)
 OPERATOR(position_mean_backward, mean_backward)
 
 EXPORTED void kernels_set_threads(int threads) { Pool::instance().set_threads(threads); }
+
+#ifdef KERNELS_PROFILE
+// Calls visit(name, seconds) for each phase, and begins anew.
+EXPORTED void kernels_phases(void (*visit)(const char*, double)) {
+  for (const auto& [name, seconds] : Phase::seconds()) visit(name.c_str(), seconds);
+  Phase::seconds().clear();
+}
+
+// Multiplies on all threads what stays in the first cache, and returns how many multiplications and additions that were.
+EXPORTED double kernels_multiply() {
+  constexpr Index rows = kRowBlock, depth = 96, times = 20000, tasks = 64;
+  parallel(tasks, [](Index) {
+    const Scratch a(rows * depth), b(depth * kPanel), c(rows * kPanel);
+    std::fill(a.data(), a.data() + rows * depth, 0.0f);
+    std::fill(b.data(), b.data() + depth * kPanel, 0.0f);
+    for (Index i = 0; i < times / tasks; ++i)
+      product<false>(a, depth, b, kPanel, rows, depth, c, kPanel, kPanel, false);
+  });
+  return 2.0 * rows * depth * kPanel * (times / tasks * tasks);
+}
+#endif

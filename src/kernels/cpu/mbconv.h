@@ -5,6 +5,7 @@
 #pragma once
 
 #include "depthwise.h"
+#include "phase.h"
 #include "pointwise.h"
 #include "squeeze.h"
 
@@ -79,12 +80,19 @@ struct MBConv {
   // residual connection.
   void forward(const float* x, const float* mask, const Weights& weights, const Kept& kept, const Kept& moving,
                float* out) const {
-    if (expands) measure(expand, Pointwise(expand, x, weights.expand.weight), kept.expand, moving.expand);
+    if (expands) {
+      PHASE("expand");
+      measure(expand, Pointwise(expand, x, weights.expand.weight), kept.expand, moving.expand);
+    }
     const Norm first = norm(expand, kept.expand, weights.expand);
-    measure(depthwise, Depthwise(depthwise, expanded(x, kept, first), weights.depthwise.weight), kept.depthwise,
-            moving.depthwise);
+    {
+      PHASE("depthwise");
+      measure(depthwise, Depthwise(depthwise, expanded(x, kept, first), weights.depthwise.weight), kept.depthwise,
+              moving.depthwise);
+    }
     const Norm second = norm(depthwise, kept.depthwise, weights.depthwise);
     if (squeezes) excite(second, weights.squeeze, kept);
+    PHASE("project");
     measure(project, Pointwise(project, gated(kept, second), weights.project.weight), kept.project, moving.project);
     const Norm third = norm(project, kept.project, weights.project);
     if (!residual) return apply_norm_to_all(third, Activation::kNone, kept.project.y, out, project.positions());
@@ -126,8 +134,15 @@ struct MBConv {
   // Without the residual connection.
   void backward(const float* upper, const float* x, const Weights& weights, const Kept& kept, float* x_gradient,
                 const Weights& gradients, float* expand_gradient, float* depthwise_gradient) const {
+    Norm first = norm(expand, kept.expand, weights.expand);
+    filter_backward(upper, x, weights, kept, x_gradient, gradients, expand_gradient, depthwise_gradient, first);
+    if (expands) expand_backward(x, weights, kept, first, expand_gradient, gradients.expand, x_gradient);
+  }
+
+  // As far as the depthwise convolution, and what was before it; there, of the expansion only its norm.
+  void filter_backward(const float* upper, const float* x, const Weights& weights, const Kept& kept, float* x_gradient,
+                       const Weights& gradients, float* expand_gradient, float* depthwise_gradient, Norm& first) const {
     const Index width = squeeze.width();
-    const Norm first = norm(expand, kept.expand, weights.expand);
     Norm second = norm(depthwise, kept.depthwise, weights.depthwise);
     // Without squeeze-and-excitation all gates are open, and nothing comes through them.
     const Scratch gates(squeeze.images * width), through_gates(squeeze.images * width);
@@ -138,6 +153,7 @@ struct MBConv {
       squeeze_backward(sums, weights.squeeze, kept.squeeze, gradients.squeeze, gates, through_gates);
       depthwise_norm_backward(sums, gates, through_gates, second, gradients.depthwise);
     }
+    PHASE("depthwise, backward");
     const Depthwise filter(depthwise, expanded(x, kept, first), weights.depthwise.weight);
     const auto filter_gradient = [&](Index row, Index rows, float* to, Index chunk_step) {
       const Index image = row / squeeze.positions * width;
@@ -152,7 +168,7 @@ struct MBConv {
     if (!expands) return filter.backward(filter_gradient, x_gradient, gradients.depthwise.weight);
     const BlockSums sums(filter.blocks(), width);
     filter.backward(filter_gradient, expand_gradient, gradients.depthwise.weight, &sums);
-    expand_backward(x, weights, kept, sums, expand_gradient, gradients.expand, x_gradient);
+    combine_gradients(first, sums, expand.positions(), gradients.expand.gamma, gradients.expand.beta);
   }
 
   Norm norm(const Layer& layer, const Convolved& kept, const ConvNormTensors& weights) const {
@@ -178,6 +194,7 @@ struct MBConv {
   }
 
   void excite(const Norm& second, const SqueezeTensors& weights, const Kept& kept) const {
+    PHASE("squeeze and excite");
     // Few images: the channels are split as well, so that all threads have work.
     const Index width = squeeze.width(), blocks = width / kChannelBlock;
     const Index splits = std::clamp<Index>(16 / squeeze.images, 1, blocks);
@@ -201,6 +218,7 @@ struct MBConv {
   void project_backward(const float* upper, const Pointwise& projection, const Norm& second, const Weights& weights,
                         const Kept& kept, const Weights& gradients, float* depthwise_gradient,
                         const PartSums& sums) const {
+    PHASE("project, backward");
     Norm third = norm(project, kept.project, weights.project);
     const Index out = third.width(), width = squeeze.width();
     parameter_gradients(third, Activation::kNone, true, upper, kept.project.y, project.positions(),
@@ -266,6 +284,7 @@ struct MBConv {
   // The gradients of squeeze-and-excitation; writes the gates, and what comes through them to each position.
   void squeeze_backward(const PartSums& sums, const SqueezeTensors& weights, const Excited& kept,
                         const SqueezeTensors& gradients, float* gates, float* through_gates) const {
+    PHASE("squeeze and excite, backward");
     const Index width = squeeze.width(), count = squeeze.images * width;
     std::fill(gates, gates + count, 1.0f);
     std::fill(through_gates, through_gates + count, 0.0f);
@@ -306,12 +325,11 @@ struct MBConv {
     combine_gradients(second, by_image, depthwise.positions(), gradients.gamma, gradients.beta);
   }
 
-  // `gradient` is that of the expansion's norm, and `sums` are its sums over blocks.
-  void expand_backward(const float* x, const Weights& weights, const Kept& kept, const BlockSums& sums,
+  // From the gradient of the expansion's norm, `first`, whose means of gradients are known.
+  void expand_backward(const float* x, const Weights& weights, const Kept& kept, const Norm& first,
                        const float* gradient, const ConvNormTensors& gradients, float* x_gradient) const {
-    Norm first = norm(expand, kept.expand, weights.expand);
+    PHASE("expand, backward");
     const Index width = first.width();
-    combine_gradients(first, sums, expand.positions(), gradients.gamma, gradients.beta);
     Pointwise(expand, x, weights.expand.weight)
         .backward(
             [&](Index row, Index rows, float* to) {
