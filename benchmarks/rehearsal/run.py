@@ -62,19 +62,28 @@ def environment_of(standins: Mapping[str, str], rank: int = 0, rank_size: int = 
     return {**os.environ, **paths, **ranks, "ASCEND_HOME_PATH": standins["ASCEND_HOME_PATH"]}
 
 
-def rehearse(command: Sequence[str], environment: Mapping[str, str], folder: str) -> Rehearsal:
-    """Run a script of this repository in a folder, and read its log.
+def start(command: Sequence[str], environment: Mapping[str, str], folder: str, output=subprocess.PIPE):
+    """Start a script of this repository in a folder.
 
     Args:
         command: the script, from the repository's root, and its flags.
         environment: of `environment_of`.
         folder: working directory.
+        output: file for what it prints and logs.
+
+    Returns:
+        subprocess.Popen.
     """
     words = [sys.executable, "-u", SCRIPT, os.path.join(ROOT, command[0]), *command[1:]]
-    ran = subprocess.run(
-        words, cwd=folder, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace"
+    return subprocess.Popen(
+        words, cwd=folder, env=dict(environment), stdout=output, stderr=subprocess.STDOUT, errors="replace"
     )
-    return read_log(ran.stdout, ran.returncode)
+
+
+def rehearse(command: Sequence[str], environment: Mapping[str, str], folder: str) -> Rehearsal:
+    """Run a script as `start` does, and read its log."""
+    with start(command, environment, folder) as process:
+        return read_log(process.communicate()[0], process.wait())
 
 
 def read_log(log: str, code: int = 0) -> Rehearsal:
