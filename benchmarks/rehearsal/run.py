@@ -52,12 +52,24 @@ class Rehearsal:
         return {operator for (operator, other), count in self.kernels.items() if other == kind and count}
 
 
-def environment_of(standins: Mapping[str, str], rank: int = 0, rank_size: int = 1) -> dict[str, str]:
-    """The environment of a run with the stand-ins that `create_standins` made, as one of some ranks."""
+def environment_of(
+    standins: Mapping[str, str], rank: int = 0, rank_size: int = 1, rank_table: str | None = None
+) -> dict[str, str]:
+    """The environment of a run with the stand-ins that `create_standins` made, as one of some ranks.
+
+    Args:
+        standins: what `create_standins` returned.
+        rank, rank_size: nothing else has to run; the dry run waits for no other rank.
+        rank_table: file of the ranks. With one, MindSpore leaves the graph to GE, a part of CANN: the run ends after
+            MindSpore's own part, the front end.
+    """
     paths = {name: os.pathsep.join(filter(None, [standins[name], os.environ.get(name)])) for name in standins}
-    ranks = {"RANK_ID": str(rank), "RANK_SIZE": str(rank_size), "MS_SIMULATION_LEVEL": "1", "GLOG_v": "1"}
-    if rank_size > 1:
-        # As if mpirun had started it: the dry run waits for no other rank.
+    ranks = {"RANK_ID": str(rank), "RANK_SIZE": str(rank_size), "GLOG_v": "1"}
+    ranks["MS_SIMULATION_LEVEL"] = "0" if rank_table else "1"
+    if rank_table:
+        ranks["RANK_TABLE_FILE"] = rank_table
+    elif rank_size > 1:
+        # As if mpirun had started it.
         ranks["OMPI_COMM_WORLD_RANK"] = str(rank)
     return {**os.environ, **paths, **ranks, "ASCEND_HOME_PATH": standins["ASCEND_HOME_PATH"]}
 

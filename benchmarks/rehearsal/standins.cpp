@@ -8,6 +8,7 @@
 namespace {
 constexpr unsigned kCards = 8;
 constexpr const char *kSoc = "Ascend910B2";
+constexpr const char *kVersion[] = {"8.2.0", "8", "2", "0", ""};  // of CANN, as a whole and its parts; see write_hccl
 constexpr unsigned kOperatorBytes = 24;  // ge::Operator: a table of virtual functions and a shared pointer
 
 // ge::StatusFactory begins with the map of error codes to sentences that MindSpore fills while it is loaded.
@@ -45,6 +46,14 @@ int rtGetDeviceCount(int *count) {
 }
 
 const char *aclrtGetSocName() { return kSoc; }
+
+// aclCANNPackageVersion is a text of 128 bytes, the whole version, and four of 64, its parts.
+int aclsysGetCANNVersion(int, char *version) {
+  constexpr unsigned kWhole = 128, kPart = 64;
+  std::snprintf(version, kWhole, "%s", kVersion[0]);
+  for (unsigned i = 0; i < 4; ++i) std::snprintf(version + kWhole + i * kPart, kPart, "%s", kVersion[i + 1]);
+  return 0;
+}
 
 int rtGetSocVersion(char *text, unsigned size) {
   std::snprintf(text, size, "%s", kSoc);

@@ -27,6 +27,7 @@ def main(argv=None) -> None:
     parser.add_argument("--clip_norm", type=float, default=0.0)
     parser.add_argument("--accumulate_steps", type=int, default=1)
     parser.add_argument("--freeze", type=int, default=0)
+    parser.add_argument("--jit_level", default="O0")
     parser.add_argument("--mixed", action="store_true", help="float images and labels as mixup leaves them")
     parser.add_argument("--distribute", action="store_true")
     parser.add_argument("--without_kernels", action="store_true")
@@ -52,7 +53,7 @@ def own_step(arguments) -> nn.Cell:
     from src.training.optimizer import OptimizerSettings, create_optimizer
     from src.training.step import StepSettings, TrainStep
 
-    device = prepare_device("Ascend", 0, arguments.distribute)
+    device = prepare_device("Ascend", 0, arguments.distribute, arguments.jit_level)
     network = create_network(arguments.variant, num_classes=CLASSES)
     level = arguments.amp_level
     computing = amp.auto_mixed_precision(network, level) if level != "O0" else network

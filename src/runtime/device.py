@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -18,6 +19,9 @@ TARGETS = ("Ascend", "GPU", "CPU")
 JIT_LEVELS = {"Ascend": "O0", "GPU": None, "CPU": None}
 """Of graphs where no flag says otherwise; None leaves it to MindSpore. O0 launches the kernels one by one, as MindSpore
 itself does for what msrun starts; O2, the back end GE, is deprecated since MindSpore 2.9."""
+RUNTIME_THREADS = 5
+"""Threads that launch an NPU's kernels: MindSpore's default, of which it takes fewer where the host has few cores. With
+too few it refuses graphs in which something depends on a number, such as whether gradients have been accumulated."""
 DRY_RUN = "MS_SIMULATION_LEVEL"
 """Set in MindSpore's DryRun, which compiles for devices that are not there."""
 DRY_RUN_DEVICES = 16
@@ -148,7 +152,12 @@ def prepare_device(
     set_jit_level(target, jit_level)
     if conv_precision:
         set_conv_precision(target, conv_precision)
-    card = find_card() if target == "Ascend" else ""
+    card = ""
+    if target == "Ascend":
+        card = find_card()
+        # A second time in a process MindSpore refuses.
+        with contextlib.suppress(RuntimeError):
+            ms.runtime.dispatch_threads_num(RUNTIME_THREADS)
     device = Device(target, device_id, card=card, conv_precision=conv_precision)
     return join_ranks(device) if distributed else device
 

@@ -100,11 +100,10 @@ class TrainStep(nn.Cell):
             self.gradient_sums = self.weights.clone(prefix="gradient_sum", init="zeros")
             self.micro_step = Parameter(ms.Tensor(0, ms.int32), name="micro_step", requires_grad=False)
         if self.ema_decay:
-            averaged = list(model_parameters(network).values())
-            self.averaged = ParameterTuple(averaged)
-            self.averages = ParameterTuple(
-                [Parameter(p.value().copy(), name=EMA_PREFIX + p.name, requires_grad=False) for p in averaged]
-            )
+            self.averaged = ParameterTuple(list(model_parameters(network).values()))
+            # As one vector: on an NPU one parameter after the other takes more kernels than all the rest of the step.
+            self.joined = Pieces([weight.shape for weight in self.averaged])
+            self.averages = Parameter(self.join_averaged(), name=EMA_PREFIX + "joined", requires_grad=False)
             self.updates = Parameter(ms.Tensor(0, ms.int32), name="ema_updates", requires_grad=False)
         self.hyper_map = ops.HyperMap()
 
@@ -166,7 +165,8 @@ class TrainStep(nn.Cell):
             ops.assign_add(self.updates, ms.Tensor(1, ms.int32))
             done = ops.cast(self.updates, ms.float32)
             decay = ops.minimum(ms.Tensor(self.ema_decay, ms.float32), (1.0 + done) / (EMA_WARMUP + done))
-            self.hyper_map(ops.partial(_follow, 1.0 - decay), self.averages, self.averaged)
+            gap = self.joined.join(self.averaged) - self.averages
+            ops.assign(self.averages, self.averages + (1.0 - decay) * gap)
         return True
 
     def training_parameters(self) -> dict[str, Parameter]:
@@ -183,13 +183,19 @@ class TrainStep(nn.Cell):
         """The moving average under the weights' names, or None where none is kept."""
         if not self.ema_decay:
             return None
-        return {p.name[len(EMA_PREFIX) :]: p.asnumpy() for p in self.averages}
+        ends = np.cumsum([weight.size for weight in self.averaged])[:-1]
+        parts = np.split(self.averages.asnumpy(), ends)
+        return {weight.name: part.reshape(weight.shape) for weight, part in zip(self.averaged, parts)}
 
     def restart_average(self) -> None:
         """Let the average begin at the present weights, for a run that starts from trained ones."""
         if self.ema_decay:
-            for average, weight in zip(self.averages, self.averaged):
-                average.set_data(weight.value().copy())
+            self.averages.set_data(self.join_averaged())
+
+    def join_averaged(self, weights: Weights | None = None) -> ms.Tensor:
+        """Weights, the present ones if none are given, as one vector in the order of `averaged`."""
+        values = [weight.asnumpy() if weights is None else weights[weight.name] for weight in self.averaged]
+        return ms.Tensor(np.concatenate([value.astype(np.float32, copy=False).ravel() for value in values]))
 
     def restore(self, training: Weights, ema: Weights | None) -> list[str]:
         """Set what `training_parameters` and `average_weights` gave.
@@ -198,13 +204,15 @@ class TrainStep(nn.Cell):
             list of names that a resumed run needs and that are not there.
         """
         wanted = self.training_parameters()
+        needed = {name: (p, training.get(name)) for name, p in wanted.items()}
         if self.ema_decay:
-            wanted.update({p.name: p for p in self.averages})
-            training = {**training, **{EMA_PREFIX + name: value for name, value in (ema or {}).items()}}
-        missing = [name for name, p in wanted.items() if name not in training or training[name].shape != tuple(p.shape)]
+            needed.update({EMA_PREFIX + p.name: (p, (ema or {}).get(p.name)) for p in self.averaged})
+        missing = [name for name, (p, value) in needed.items() if value is None or value.shape != tuple(p.shape)]
         if not missing:
             for name, parameter in wanted.items():
                 parameter.set_data(ms.Tensor(training[name].astype(ms.dtype_to_nptype(parameter.dtype), copy=False)))
+            if self.ema_decay:
+                self.averages.set_data(self.join_averaged(ema))
         return missing
 
     def overflow_state(self) -> tuple[int, float]:
@@ -226,10 +234,6 @@ def _scale(factor, gradient):
 
 def _clear(total):
     return ops.assign(total, ops.zeros_like(total))
-
-
-def _follow(gap, average, weight):
-    return ops.assign(average, average + gap * (weight - average))
 
 
 def network_weights(network: nn.Cell) -> Weights:

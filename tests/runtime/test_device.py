@@ -24,6 +24,7 @@ def npus(monkeypatch):
         monkeypatch.setattr(ascend, "device_count", lambda: count)
         monkeypatch.setattr(ascend.op_precision, "conv_allow_hf32", lambda value: told.update(conv_allow_hf32=value))
         monkeypatch.setattr(ascend.op_precision, "precision_mode", lambda value: told.update(precision_mode=value))
+        monkeypatch.setattr(ms.runtime, "dispatch_threads_num", lambda value: told.update(runtime_threads=value))
         monkeypatch.setattr(device_module, "find_card", lambda: card)
         monkeypatch.setattr(ms, "set_device", lambda target, number: told.update(device=(target, number)))
         monkeypatch.setattr(ms, "set_context", lambda **values: told.update(values))
@@ -42,7 +43,7 @@ class TestFinding:
     def test_an_npu_is_taken_without_being_asked_for(self, npus):
         told = npus(8, "Ascend910B2")
         assert prepare_device(device_id=3) == Device("Ascend", 3, card="Ascend910B2")
-        assert told["device"] == ("Ascend", 3)
+        assert told["device"] == ("Ascend", 3) and told["runtime_threads"] == 5, "MindSpore's documented default"
         with pytest.raises(UsageError, match="--device_id is 8, but this host has 8 Ascend devices"):
             prepare_device(device_id=8)
 
