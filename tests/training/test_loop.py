@@ -221,7 +221,8 @@ class TestLossesAboveChance:
 
     def test_a_loss_that_is_no_number_is_far_above_too(self, tmp_path, capsys):
         Run(tmp_path, [1] * 6, evaluation_loss=float("nan"), eval_interval=6)
-        assert "the evaluation's loss nan is far above" in self.warnings(capsys)[0]
+        # The little network's own loss may stand above chance too, depending on its random weights.
+        assert any("the evaluation's loss nan is far above" in line for line in self.warnings(capsys))
 
     def test_a_training_and_an_evaluation_near_chance_are_not(self, tmp_path, capsys):
         Run(tmp_path, [1] * 6, evaluation_loss=0.75)
