@@ -24,8 +24,10 @@ from src.common.cli import ArgumentParser, RunError, positive_int, run_cli
 
 MINDCV = "mindcv==0.3.0"
 STEP = "benchmarks/rehearsal/step.py"
-# Bytes/s of the memory and float16 operations/s of the matrix unit of a card, as they are commonly quoted.
-CARDS = {"910": (1.2e12, 256e12), "Atlas 800T A2": (1.6e12, 313e12)}
+# Bytes/s of the memory and float16 operations/s of the matrix unit of a card. 910: 256 TFLOPS is what Huawei announced,
+# 1.2 TB/s what books on it give. A2: CANN's guide to moving operators between cards (ops-nn,
+# docs/zh/develop/cross_platform_migration_guide.md).
+CARDS = {"910": (1.2e12, 256e12), "Atlas 800T A2": (1.6e12, 353e12)}
 # Memory of other members of the family: images a card, pixels.
 MEMORY = {"b4": (64, 380), "lite0": (512, 224)}
 
@@ -48,11 +50,18 @@ def main(argv=None) -> None:
         report("ours, O3", own, nodes, arguments.launch_us)
         standard = compile_step([*images, "--without_kernels"], environment, work)
         report("ours, O3, --kernels False", *standard, arguments.launch_us)
+        fused, fused_nodes = compile_step([*images, "--jit_level", "O1"], environment, work)
+        report("ours, O3, --jit_level O1", fused, fused_nodes, arguments.launch_us)
+        averaged, _ = compile_step([*images, "--ema_decay", "0.9999"], environment, work)
+        print(f"with a moving average of the weights: {sum(averaged.kernels.values())} kernels")
         eight, _ = compile_step([*images, "--distribute"], environment, work, 8)
         report_collectives(own, eight)
         source = arguments.mindcv or install_mindcv(os.path.join(work, "mindcv"))
-        peer, peer_nodes = compile_step([*images, "--mindcv", source], environment, work)
-        report("MindCV: O2, fixed loss scale", peer, peer_nodes, arguments.launch_us)
+        peers = {}
+        for level in ("O2", "O3"):
+            peers[level] = compile_step([*images, "--mindcv", source, "--amp_level", level], environment, work)
+            how = ", as it trains" if level == "O2" else ""
+            report(f"MindCV: {level}, dynamic loss scale{how}", *peers[level], arguments.launch_us)
         for variant, (count, pixels) in MEMORY.items():
             flags = ["--variant", variant, "--images", str(count), "--pixels", str(pixels)]
             run, _ = compile_step(flags, environment, work)
@@ -61,8 +70,10 @@ def main(argv=None) -> None:
         "kernels": sum(own.kernels.values()),
         "acl_kernels": own.count(kind="acl_kernel"),
         "gigabytes": gigabytes(nodes),
-        "kernels_mindcv": sum(peer.kernels.values()),
-        "gigabytes_mindcv": gigabytes(peer_nodes),
+        "kernels_mindcv": sum(peers["O2"][0].kernels.values()),
+        "gigabytes_mindcv": gigabytes(peers["O2"][1]),
+        "kernels_mindcv_o3": sum(peers["O3"][0].kernels.values()),
+        "gigabytes_mindcv_o3": gigabytes(peers["O3"][1]),
     }
     print(json.dumps(result))
 

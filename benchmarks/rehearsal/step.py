@@ -40,7 +40,7 @@ def main(argv=None) -> None:
     pixels = (arguments.images, 3, arguments.pixels, arguments.pixels)
     labels = np.zeros((arguments.images, CLASSES) if arguments.mixed else arguments.images, np.float32)
     images = np.zeros(pixels, np.float32 if arguments.mixed or arguments.mindcv else np.uint8)
-    step = mindcv_step(arguments.mindcv) if arguments.mindcv else own_step(arguments)
+    step = mindcv_step(arguments) if arguments.mindcv else own_step(arguments)
     step(ms.Tensor(images), ms.Tensor(labels if arguments.mixed else labels.astype(np.int32)))
 
 
@@ -72,26 +72,26 @@ def own_step(arguments) -> nn.Cell:
     return TrainStep(computing, CrossEntropySmooth(0.1, CLASSES), optimizer, settings, frozen=frozen).set_train()
 
 
-def mindcv_step(source: str) -> nn.Cell:
-    """MindCV's efficientnet_b0 as its recipe for Ascend trains it: amp O2, RMSProp.
-
-    With a fixed loss scale: the dry run cannot build the branch of the recipe's dynamic one.
-    """
-    sys.path.insert(0, source)
+def mindcv_step(arguments) -> nn.Cell:
+    """MindCV's efficientnet_b0 as its recipe for Ascend trains it, which is in amp O2: RMSProp, dynamic loss scale."""
+    sys.path.insert(0, arguments.mindcv)
     from mindcv.loss import create_loss
     from mindcv.models import create_model
     from mindcv.optim import create_optimizer
     from mindcv.utils import create_trainer
 
+    from src.runtime.device import RUNTIME_THREADS
+
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device("Ascend", 0)
+    ms.runtime.dispatch_threads_num(RUNTIME_THREADS)
     network = create_model("efficientnet_b0", num_classes=CLASSES)
     loss = create_loss("CE", label_smoothing=0.1)
-    scales = {"loss_scale_type": "fixed", "loss_scale": 1024.0, "drop_overflow_update": False}
+    scales = {"loss_scale_type": "dynamic", "loss_scale": 1024.0, "drop_overflow_update": True}
     optimizer = create_optimizer(
         network.trainable_params(), opt="rmsprop", lr=0.016, weight_decay=1e-5, momentum=0.9, eps=1e-3
     )
-    trainer = create_trainer(network, loss, optimizer, {}, amp_level="O2", amp_cast_list="", **scales)
+    trainer = create_trainer(network, loss, optimizer, {}, amp_level=arguments.amp_level, amp_cast_list="", **scales)
     return trainer._train_network.set_train()
 
 
