@@ -16,9 +16,9 @@
 
 namespace {
 
-// Names everything besides the image that a result depends on.
-std::string identify(const Options &options, const Preprocess &preprocess) {
-  std::string text = identify_model(options.engine.model_path);
+// Names everything besides the image that a result depends on; `model` is what identify_model says.
+std::string identify(const std::string &model, const Preprocess &preprocess) {
+  std::string text = model;
   text += std::to_string(preprocess.image_size) + " " + std::to_string(preprocess.resize) + " " +
           (preprocess.interpolation == Interpolation::kBicubic ? "bicubic" : "bilinear");
   for (const auto &values : {preprocess.mean, preprocess.std}) {
@@ -57,14 +57,18 @@ int run(int argc, char **argv) {
 
   // -------- Prepare: the model's description, the images, the engine, the results --------
   const std::string &model_path = options->engine.model_path;
+  const std::string model = identify_model(model_path);
   const ModelInfo info = read_model_info(model_path);
   options->engine.aipp = info.aipp;
   const ImageFolder folder = read_image_folder(options->dataset_path);
   check_classes(info, folder.classes, folder.root, model_path);
   const auto engine = load_engine(options->engine_name, options->engine);
+  if (identify_model(model_path) != model) {  // the description may be one file's and the network another's
+    throw RunError(model_path + ": it was replaced while it was read; start again");
+  }
   check_shape(engine->shape(), info, model_path);
   ResultFolder results(options->result_path, name_results(folder.paths));
-  const std::string identity = identify(*options, info.preprocess);
+  const std::string identity = identify(model, info.preprocess);
   std::vector<bool> done(folder.paths.size(), false);
   if (options->skip_existing) {
     done = results.continue_run(identity, info.num_classes);

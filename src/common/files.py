@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from src.common.cli import RunError
+from src.common.cli import RunError, UsageError
 from src.common.interrupt import unfinished
 
 MOST_LINKS = 40
@@ -200,6 +200,47 @@ def locked(path: str, wait: bool = False, needed: bool = True) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked_alone(folder: str) -> Iterator[None]:
+    """Keep other programs that write to a folder out of it.
+
+    Raises:
+        UsageError: if there is one.
+        RunError, OSError: as `locked` does.
+    """
+    try:
+        with locked(folder):
+            yield
+    except BlockingIOError:
+        raise UsageError(
+            f"{folder}: another process is writing to it; wait for its end, or name another folder"
+        ) from None
+
+
+@contextlib.contextmanager
+def unchanged(path: str) -> Iterator[None]:
+    """Refuse what a block has read of a file if the file was replaced, or written to, meanwhile.
+
+    Raises:
+        RunError: if it was.
+        OSError: if there is no such file.
+    """
+
+    def identity() -> tuple[int, ...]:
+        status = os.stat(path)
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+    before = identity()
+    try:
+        yield
+    except RunError:
+        # Part of the one and part of the other file may look damaged.
+        if identity() == before:
+            raise
+    if identity() != before:
+        raise RunError(f"{path}: the file changed while it was read; start again once it is written")
 
 
 @functools.cache

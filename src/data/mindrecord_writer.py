@@ -5,7 +5,6 @@ A conversion that was stopped goes on with the shards that are missing. `src/dat
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ import numpy as np
 from mindspore.mindrecord import FileWriter
 
 from src.common.cli import RunError, UsageError, describe_os_error
-from src.common.files import check_space, locked, new_file_mode, scratch_folder, sync_folder
+from src.common.files import check_space, locked_alone, new_file_mode, scratch_folder, sync_folder
 from src.data import mindrecord
 from src.data.listing import ImageFolder, read_encoded
 
@@ -66,7 +65,10 @@ def convert(folder: ImageFolder, out: str, shards: int | None = None, on_images:
     bounds = np.linspace(0, len(folder), shards + 1).round().astype(int)
     listing = digest(folder, shards)
     os.makedirs(out, exist_ok=True)
-    with locked_for_writing(out):
+    with locked_alone(out):
+        for name in os.listdir(out):
+            if name.startswith(ASIDE):  # of a conversion that was killed
+                shutil.rmtree(os.path.join(out, name))
         done = find_done(out, listing)
         left = sum(int(sizes[bounds[n] : bounds[n + 1]].sum()) for n in range(shards) if n not in done)
         check_space(out, int(left * INDEX_SHARE), "the shards")
@@ -117,25 +119,6 @@ def digest(folder: ImageFolder, shards: int) -> str:
     """A digest that differs between listings and between numbers of shards."""
     text = json.dumps([folder.classes, shards]) + "\0" + "\0".join(map(mindrecord.encode_path, folder.paths))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def locked_for_writing(out: str) -> Iterator[None]:
-    """Keep other conversions out of a folder, and remove the temporary folders of one that was killed.
-
-    Raises:
-        UsageError: if another conversion is under way.
-    """
-    try:
-        with locked(out):
-            for name in os.listdir(out):
-                if name.startswith(ASIDE):
-                    shutil.rmtree(os.path.join(out, name))
-            yield
-    except BlockingIOError:
-        raise UsageError(
-            f"{out}: another conversion is writing to it; wait for its end, or name another folder"
-        ) from None
 
 
 def find_done(out: str, listing: str) -> set[int]:

@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 
 from src.common.cli import RunError, UsageError, describe_os_error
+from src.common.files import unchanged
 
 LOGITS = "logits"
 PROVIDERS = {
@@ -45,7 +46,8 @@ def open_session(
     for candidate in (
         [target] if target else [name for name, (provider, _) in PROVIDERS.items() if provider in available]
     ):
-        session = create_session(path, candidate, device_id, threads)
+        with unchanged(path):
+            session = create_session(path, candidate, device_id, threads)
         # Where a driver or a library is missing, ONNX Runtime takes the CPU without a word.
         if PROVIDERS[candidate][0] in session.get_providers():
             return session, candidate

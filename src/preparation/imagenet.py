@@ -5,20 +5,19 @@ A part is written under a hidden name and gets its own name once it is complete 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import io
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Callable
 
 import numpy as np
 from PIL import Image
 
 from src.common.cli import RunError, UsageError
-from src.common.files import locked, sync_folder
+from src.common.files import locked_alone, sync_folder
 from src.data.image_folder import read_image_folder
 from src.data.listing import ImageFolder, read_encoded
 from src.preparation import imagenet_kaggle as kaggle
@@ -149,20 +148,6 @@ def prepare_part(part: Part, out: str, write: Callable, form: str, on_images: Ca
         os.rename(aside, target)
         sync_folder(out)
     return True
-
-
-@contextlib.contextmanager
-def locked_alone(out: str) -> Iterator[None]:
-    """Keep other preparations out of a folder.
-
-    Raises:
-        UsageError: if another one is under way.
-    """
-    try:
-        with locked(out):
-            yield
-    except BlockingIOError:
-        raise UsageError(f"{out}: another process is writing to it; wait for its end, or name another folder") from None
 
 
 def find_unfinished(part: Part, out: str, form: str) -> str:

@@ -24,7 +24,7 @@ import mindspore as ms
 import numpy as np
 
 from src.common.cli import RunError
-from src.common.files import atomic_path, link_with_suffix
+from src.common.files import atomic_path, link_with_suffix, unchanged
 from src.models.family import VARIANTS
 from src.weights.layouts import LAYOUTS, recognise
 from src.weights.model_info import ModelInfo
@@ -183,6 +183,12 @@ def read_entries(path: str) -> Weights:
         raise RunError(f"{path}: it is a folder, not a checkpoint file")
     if os.path.getsize(path) == 0:
         raise RunError(f"{path}: the checkpoint is empty")
+    with unchanged(path):
+        return read_verified(path)
+
+
+def read_verified(path: str) -> Weights:
+    """The entries of a file that is there; see `read_entries`."""
     checked = has_valid_checksum(path)
     if checked is False:
         raise RunError(f"{path}: the checkpoint is damaged, its checksum does not match")
@@ -191,16 +197,31 @@ def read_entries(path: str) -> Weights:
         named = contextlib.nullcontext(path) if path.endswith(".ckpt") else link_with_suffix(path, ".ckpt")
         with named as readable, quiet_logging():
             loaded = ms.load_checkpoint(readable)
-    except (ValueError, RuntimeError, TypeError, OSError) as error:
+        entries = {
+            name: take_text(value) if isinstance(value, str) else value.asnumpy() for name, value in loaded.items()
+        }
+    except MemoryError:
+        raise
+    except Exception as error:
+        # All kinds for what is no checkpoint, and objects of other kinds than tensors and texts.
         foreign = path.endswith((".safetensors", ".pth", ".pt", ".bin", ".tar"))
         hint = ", convert_weights.py makes one of it" if foreign else ""
         raise RunError(
             f"{path}: the checkpoint cannot be read; it is truncated or not a MindSpore checkpoint{hint}"
         ) from error
-    if INFO_ENTRY in loaded and not checked:
+    if INFO_ENTRY in entries and not checked:
         # This project's checkpoints always have one, so the end of the file is missing.
         raise RunError(f"{path}: the checkpoint is damaged, its checksum is missing")
-    return {name: value if isinstance(value, str) else value.asnumpy() for name, value in loaded.items()}
+    return entries
+
+
+def take_text(text: str) -> str:
+    """A text of a checkpoint, whose characters MindSpore takes from the file as they are.
+
+    Raises:
+        UnicodeDecodeError: if there are no such characters; Python's functions do anything with them.
+    """
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogatepass")
 
 
 def has_valid_checksum(path: str) -> bool | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from src.common.cli import RunError, UsageError
+from src.common.files import unchanged
 from src.images.preprocess import Preprocess
 from src.models.family import VARIANTS, classifier_bound
 from src.published.table import Published, find_published, is_published_name
@@ -98,10 +99,9 @@ def read_weight_file(path: str, averaged: bool) -> WeightFile:
     """All entries of a weight file of any known format."""
     if not os.path.isfile(path):
         raise RunError(f"{path}: there is no such file")
-    if path.endswith(".safetensors"):
-        return read_safetensors(path)
-    if path.endswith((".pth", ".pt", ".bin", ".tar")):
-        return read_pth(path, averaged)
+    if path.endswith((".safetensors", ".pth", ".pt", ".bin", ".tar")):
+        with unchanged(path):
+            return read_safetensors(path) if path.endswith(".safetensors") else read_pth(path, averaged)
     if path.endswith(".ckpt"):
         return WeightFile(path, read_entries(path))
     raise UsageError(f"--source {path}: the name of a weight file ends in .safetensors, .pth, .pt, .bin or .ckpt")

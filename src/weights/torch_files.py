@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 
+import ml_dtypes
 import numpy as np
 
 from src.common.cli import RunError
@@ -43,6 +44,12 @@ MAX_GROWTH = 4
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 ZIP_SIGNATURE = b"PK\x03\x04"
+# The numbers of a .safetensors file; files of training programs hold no others.
+SAFETENSORS = {
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_},
+    **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8},
+    **{"U64": np.uint64, "U32": np.uint32, "U16": np.uint16},
+}
 # How files begin that are often taken for PyTorch's.
 STRANGERS = {
     b"<": "a web page",
@@ -58,19 +65,24 @@ def read_safetensors(path: str) -> WeightFile:
     Raises:
         RunError: if the file is truncated, its header is wrong, or a name occurs twice.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError, deserialize
 
-    texts = read_header(path).get("__metadata__", {})
+    # Once, and not mapped: of a file that is cut short meanwhile, a page that is gone would end the process.
+    with open(path, "rb") as file:
+        data = file.read()
+    texts = read_header(path, data).get("__metadata__", {})
     try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = {
+            name: np.frombuffer(view["data"], SAFETENSORS[view["dtype"]]).reshape(view["shape"])
+            for name, view in deserialize(data)
+        }
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path}: the .safetensors file is damaged or truncated ({error})") from None
     return WeightFile(path, tensors, {str(key): str(value) for key, value in texts.items()})
 
 
-def read_header(path: str) -> dict:
-    """The header of a .safetensors file: 8 bytes of its length, then JSON.
+def read_header(path: str, data: bytes) -> dict:
+    """The header of a .safetensors file that holds `data`: 8 bytes of its length, then JSON.
 
     Raises:
         RunError: if it is not that, or has a name twice.
@@ -83,14 +95,13 @@ def read_header(path: str) -> dict:
             raise RunError(f"{path}: the name {twice} occurs twice in its header")
         return dict(pairs)
 
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(os.path.getsize(path) - 8, MAX_HEADER_BYTES):
-            raise RunError(f"{path}: it is no .safetensors file, or a truncated one")
-        try:
-            header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=unique)
-        except (ValueError, RecursionError):
-            raise RunError(f"{path}: it is no .safetensors file, its header is not JSON") from None
+    length = int.from_bytes(data[:8], "little")
+    if not 2 <= length <= min(len(data) - 8, MAX_HEADER_BYTES):
+        raise RunError(f"{path}: it is no .safetensors file, or a truncated one")
+    try:
+        header = json.loads(data[8 : 8 + length].decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError):
+        raise RunError(f"{path}: it is no .safetensors file, its header is not JSON") from None
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
         raise RunError(f"{path}: it is no .safetensors file, its header does not name tensors")
     return header

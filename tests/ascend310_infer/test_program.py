@@ -1,8 +1,11 @@
 """The C++ program against Pillow, ONNX Runtime and hand calculation, and against what goes wrong."""
 
+import contextlib
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -311,6 +314,44 @@ class TestOpenVino:
         cpp.write_onnx_model(model, case.info)
         model.write_bytes(model.read_bytes()[:2000])
         case.fails("model.onnx: ", model=model)
+
+    def test_a_model_that_is_replaced_while_it_is_read_is_never_mixed_with_the_other(self, case):
+        """Two models of other weights and means, one put in the other's place at a random moment."""
+        import onnx
+        from onnx import numpy_helper
+
+        model, draw = case.folder / "model.onnx", random.Random(0)
+        other_info = cpp.small_info(["cat", "dog", "owl"], interpolation="bilinear")
+        for name, info, factor in (("one", case.info, 1), ("other", other_info, -3)):
+            cpp.write_onnx_model(case.folder / name, info)
+            changed = onnx.load(case.folder / name)
+            weights = numpy_helper.to_array(changed.graph.initializer[0]) * np.float32(factor)
+            changed.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "weights"))
+            onnx.save(changed, case.folder / name)
+        results, refused = [], 0
+        for moment in (0, 5, *(draw.uniform(0.001, 0.04) for _ in range(10))):
+            shutil.copy(case.folder / "one", model)
+            shutil.copy(case.folder / "other", case.folder / "new")
+            process = subprocess.Popen(
+                case.command("--threads", "1", model=model),
+                cwd=case.folder,
+                stdout=subprocess.DEVNULL,
+                stderr=-1,
+                text=True,
+            )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(moment)
+            (case.folder / "new").replace(model)
+            _, error = process.communicate(timeout=60)
+            assert (
+                process.returncode == 0 or error == f"error: {model}: it was replaced while it was read; start again\n"
+            )
+            if process.returncode:
+                refused += 1
+            else:
+                results.append(np.fromfile(case.results / result_names(case.names)[0], "<f4").tobytes())
+        assert len(set(results)) <= 2, "one model's description with the other's weights"
+        print(f"{refused} of 12 refused")
 
     def test_metadata_may_be_missing_where_a_description_lies_beside(self, case):
         model = case.folder / "other.onnx"

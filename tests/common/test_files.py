@@ -3,14 +3,15 @@
 import errno
 import hashlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
 
 import pytest
 
-from src.common.cli import RunError
-from src.common.files import atomic_path, atomic_write, file_sha256, locked
+from src.common.cli import RunError, UsageError
+from src.common.files import atomic_path, atomic_write, file_sha256, locked, locked_alone, unchanged
 
 
 class TestFiles:
@@ -164,6 +165,55 @@ class TestLocks:
         with pytest.raises(RunError, match=f"{tmp_path}: its file system has no locks .* on another one"):
             with locked(str(tmp_path)):
                 raise AssertionError("the block must not run")
+
+    def test_a_second_writer_is_told_which_folder_is_in_use(self, tmp_path):
+        with locked_alone(str(tmp_path)):
+            with pytest.raises(UsageError, match=f"{tmp_path}: another process is writing to it"):
+                with locked_alone(str(tmp_path)):
+                    raise AssertionError("the block must not run")
+        with locked_alone(str(tmp_path)):
+            pass
+
+
+class TestAFileThatIsRead:
+    def replace(path):
+        other = path.with_name("other")
+        other.write_bytes(path.read_bytes())
+        shutil.copystat(path, other)
+        other.replace(path)
+
+    def append(path):
+        with open(path, "ab") as file:
+            file.write(b"more")
+
+    def overwrite(path):
+        status = path.stat()
+        path.write_bytes(bytes(reversed(path.read_bytes())))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+    @pytest.mark.parametrize("change", [replace, append, overwrite], ids=lambda function: function.__name__)
+    def test_is_refused_if_it_changes_meanwhile_even_where_it_looks_damaged(self, tmp_path, change):
+        path = tmp_path / "file"
+        path.write_bytes(b"data")
+        for error in (None, RunError("file: it is damaged")):
+            with pytest.raises(RunError, match=f"{path}: the file changed while it was read"), unchanged(str(path)):
+                change(path)
+                if error:
+                    raise error
+
+    def test_that_stays_is_taken_and_its_error_passed_on(self, tmp_path):
+        path = tmp_path / "file"
+        path.write_bytes(b"data")
+        with unchanged(str(path)):
+            path.read_bytes()
+        with pytest.raises(RunError, match="damaged"), unchanged(str(path)):
+            raise RunError("file: it is damaged")
+
+    def test_that_goes_away_is_missing(self, tmp_path):
+        path = tmp_path / "file"
+        path.write_bytes(b"data")
+        with pytest.raises(FileNotFoundError), unchanged(str(path)):
+            path.unlink()
 
 
 def refuse_lock(descriptor, operation):

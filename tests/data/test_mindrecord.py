@@ -400,7 +400,7 @@ class TestConverting:
         out = tmp_path / "out"
         out.mkdir()
         with mindrecord_writer.locked_for_writing(str(out)):
-            with pytest.raises(UsageError, match="another conversion is writing"):
+            with pytest.raises(UsageError, match="another process is writing"):
                 convert(read_image_folder(root), str(out))
 
 

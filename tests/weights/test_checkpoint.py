@@ -6,6 +6,7 @@ import shutil
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore.train.checkpoint_pb2 import Checkpoint
 
 from src.common.cli import RunError
 from src.images.preprocess import Preprocess
@@ -97,6 +98,22 @@ def test_an_altered_bit_is_found_wherever_it_is(written, tmp_path):
             read_checkpoint(str(path))
 
 
+def test_a_file_that_is_replaced_after_its_checksum_was_read_is_refused(written, tmp_path, monkeypatch):
+    path = tmp_path / "a.ckpt"
+    shutil.copy(written, path)
+    load = ms.load_checkpoint
+
+    def load_another(name):
+        shutil.copy(written, tmp_path / "b.ckpt")
+        flip_bit(tmp_path / "b.ckpt")
+        (tmp_path / "b.ckpt").replace(path)
+        return load(name)
+
+    monkeypatch.setattr(ms, "load_checkpoint", load_another)
+    with pytest.raises(RunError, match="a.ckpt: the file changed while it was read"):
+        read_checkpoint(str(path))
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -126,6 +143,27 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path):
     ):
         with pytest.raises(RunError, match=f"{name}: .*{sentence}"):
             read_checkpoint(str(tmp_path / name))
+
+
+def test_entries_that_are_neither_tensors_nor_texts_are_refused(tmp_path):
+    """As MindSpore's own format has them for hash tables."""
+    content = Checkpoint()
+    entry = content.value.add(tag="table")
+    entry.maptensor.tensor.add(dims=[1], tensor_type="Float32", tensor_content=bytes(4))
+    (tmp_path / "a.ckpt").write_bytes(content.SerializeToString())
+    with pytest.raises(RunError, match="a.ckpt: the checkpoint cannot be read"):
+        read_checkpoint(str(tmp_path / "a.ckpt"))
+
+
+def test_texts_of_impossible_characters_are_refused(tmp_path):
+    """MindSpore keeps texts as NumPy does, with four bytes for each character; the last one is 0x10FFFF."""
+    for last, code in enumerate((0x10FFFF, 0x110000)):
+        content = Checkpoint()
+        entry = content.value.add(tag="model_info").tensor
+        entry.tensor_type, entry.tensor_content = "str", np.array([ord("{"), code], "<u4").tobytes()
+        (tmp_path / "a.ckpt").write_bytes(content.SerializeToString())
+        with pytest.raises(RunError, match="cannot be read" if last else "checksum is missing"):
+            read_checkpoint(str(tmp_path / "a.ckpt"))
 
 
 def test_a_name_without_the_suffix_is_written_and_read(weights, tmp_path):
