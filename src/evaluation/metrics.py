@@ -71,8 +71,7 @@ def smoothed_cross_entropy(logits: np.ndarray, labels: np.ndarray, smooth_factor
     """
     log_shares = log_softmax(logits)
     classes = log_shares.shape[1]
-    off_value = smooth_factor / (classes - 1) if classes > 1 else 0.0
-    on_value = 1.0 - smooth_factor if classes > 1 else 1.0
+    on_value, off_value = 1.0 - smooth_factor, smooth_factor / max(1, classes - 1)
     own = np.take_along_axis(log_shares, np.asarray(labels)[:, None].astype(np.int64), axis=1)[:, 0]
     return -((on_value - off_value) * own + off_value * log_shares.sum(axis=1))
 

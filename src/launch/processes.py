@@ -136,7 +136,7 @@ def start_worker(worker: Worker, locks: Sequence[int]) -> subprocess.Popen:
     # MindSpore would take another back end.
     others = ("MS_ROLE", "MS_NODE_ID", "RANK_TABLE_FILE")
     inherited = {name: value for name, value in os.environ.items() if name not in others}
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = ctypes.CDLL(None)
     launcher = os.getpid()
 
     def prepare() -> None:

@@ -45,11 +45,12 @@ def test_loss_without_smoothing_is_pytorchs():
     np.testing.assert_allclose(smoothed_cross_entropy(logits, labels), expected.numpy(), rtol=1e-12, atol=1e-12)
 
 
-def test_smoothing_spreads_over_the_other_classes():
+@pytest.mark.parametrize("classes", [2, 7])
+def test_smoothing_spreads_over_the_other_classes(classes):
     """The model zoo's off-value is factor / (classes - 1): PyTorch's rule, over all classes, with a larger factor."""
     random = np.random.default_rng(1)
-    logits, labels = random.standard_normal((50, 7)), random.integers(0, 7, 50)
-    loss = torch.nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1 * 7 / 6)
+    logits, labels = random.standard_normal((50, classes)), random.integers(0, classes, 50)
+    loss = torch.nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1 * classes / (classes - 1))
     expected = loss(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
     np.testing.assert_allclose(smoothed_cross_entropy(logits, labels, 0.1), expected, rtol=1e-12)
 
@@ -65,6 +66,13 @@ def test_a_score_adds_batches_up():
     score.add_wrong(1)
     loss = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(1)) + math.log(2)) / 3
     assert score.as_result() == {"Loss": pytest.approx(loss), "Top_1_Acc": 0.5, "Top_5_Acc": 0.75}
+
+
+def test_a_score_of_one_image_is_that_images():
+    score = Score()
+    score.add(np.array([[2.0, 1.0]]), np.array([0]))
+    loss = math.log(1 + math.exp(-1))
+    assert score.as_result() == {"Loss": pytest.approx(loss), "Top_1_Acc": 1.0, "Top_5_Acc": 1.0}
 
 
 def test_an_empty_score_is_zero():

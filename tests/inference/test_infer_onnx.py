@@ -24,8 +24,6 @@ from src.common.cli import RunError, run_cli
 from src.data.image_folder import read_image_folder
 from src.data.image_list import ImageList, find_images
 from src.data.imagenet import read_classes
-from src.evaluation import class_report
-from src.evaluation.class_report import ClassTally, draw_confusion, write_report
 from src.images.preprocess import Preprocess, load_image
 from src.inference import classification
 from src.inference import session as onnx_session
@@ -764,17 +762,6 @@ class TestBadInput:
             result = run(place, "--dataset_path", "data", flag, path)
             assert refused(result, 1, path, sentence) and result[1] == ""
 
-    def test_the_confusion_matrix_says_which_axis_is_which(self, monkeypatch, tmp_path):
-        """Rows are the true classes, as in scikit-learn's picture."""
-        figure = class_report.import_figure()()
-        monkeypatch.setattr(class_report, "import_figure", lambda: lambda **settings: figure)
-        tally = ClassTally(2, confusion=True)
-        tally.add(np.array([[0.0, 1.0]]), np.array([0]))
-        draw_confusion(str(tmp_path / "a.png"), tally, ["cat", "dog"])
-        assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("predicted", "true")
-        (count,) = figure.axes[0].texts
-        assert count.get_text() == "1" and count.get_position() == (1, 0)
-
     def test_confusion_without_matplotlib(self, place, run, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         result = run(place, "--dataset_path", "data", "--confusion", "a.png")
@@ -1060,32 +1047,6 @@ def test_the_batch_size_is_the_files_the_users_or_the_devices(target):
     assert [choose_batch_size(model, given) for given in (None, 7)] == [BATCH_SIZES[target], 7]
     model.fixed_batch = 5
     assert [choose_batch_size(model, given) for given in (None, 5)] == [5, 5]
-
-
-class TestClassReport:
-    def test_counts_by_hand(self, tmp_path):
-        tally = ClassTally(3, confusion=True)
-        tally.add(np.array([[9.0, 1, 0], [0, 9, 1], [9, 1, 0]]), np.array([0, 0, 1]))
-        tally.add(np.array([[0.0, 0, np.nan]]), np.array([1]))
-        tally.add_unusable(1, counts=True)
-        tally.add_unusable(0, counts=False)
-        write_report(str(tmp_path / "r.csv"), tally, ["a,b", "c", "d"])
-        assert (tmp_path / "r.csv").read_text().splitlines()[1:] == [
-            '0,"a,b",2,1,1,2,0.5,1.0',
-            "1,c,3,1,0,2,0.0,0.6666666666666666",
-            "2,d,0,0,0,0,,",
-        ]
-        assert tally.confusion[:2, :2].tolist() == [[1, 1], [1, 0]]
-
-    @pytest.mark.parametrize("classes", [1, 3, 25, 200])
-    def test_a_picture_for_any_number_of_classes(self, tmp_path, classes):
-        tally = ClassTally(classes, confusion=True)
-        labels = np.arange(classes)
-        tally.add(np.eye(classes), labels)
-        draw_confusion(str(tmp_path / "c.png"), tally, [f"${i}_{{$" for i in labels])
-        with Image.open(tmp_path / "c.png") as image:
-            assert max(image.size) < 4000
-        assert os.listdir(tmp_path) == ["c.png"]
 
 
 class TestOwnExport:

@@ -62,6 +62,13 @@ def test_small_photos_are_trained_on_at_a_smaller_size(tmp_path, size, expected)
     assert choose(folder)["image_size"] == expected
 
 
+def test_the_size_is_the_median_from_the_first_image_to_the_last(tmp_path):
+    folder = make_folder(tmp_path / "photos", (1, 1), (100, 120))
+    Image.fromarray(np.zeros((80, 60, 3), np.uint8)).save(tmp_path / "photos" / "small.jpg")
+    (tmp_path / "photos" / "small.jpg").replace(tmp_path / "photos" / "class 0" / "00000.jpg")
+    assert median_side(folder) == 80
+
+
 def test_few_images_are_shown_more_often_in_smaller_batches_with_more_held_fixed(tmp_path, folder):
     few, more = choose(make_folder(tmp_path / "few", (20, 20))), choose(make_folder(tmp_path / "more", (3000, 3000)))
     many = choose(folder)

@@ -61,6 +61,11 @@ def test_a_row_says_what_timm_says(name):
     assert (row.top_1 is None) == (row.classes != 1000)
 
 
+def test_no_accuracy_is_mistyped():
+    """The sum of the same rows of timm's results-imagenet.csv."""
+    assert sum(row.top_1 or 0 for row in PUBLISHED.values()) == pytest.approx(3739.342, abs=1e-6)
+
+
 def test_padding_and_epsilon_are_those_of_timms_network():
     for source, name in (("timm_tf", NAME), ("timm", "efficientnet_b0.ra_in1k")):
         peer, info = create_peer(source, "b0"), describe_published(PUBLISHED[name])
