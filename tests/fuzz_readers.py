@@ -16,6 +16,7 @@ import socketserver
 import sys
 import tempfile
 import threading
+import zlib
 from pathlib import Path
 from typing import Callable
 
@@ -48,6 +49,24 @@ class OneFile:
     def read(self, data: bytes) -> None:
         self.path.write_bytes(data)
         self.function(str(self.path))
+
+
+class Checkpoints:
+    """The first byte says whether a checksum that matches is put behind the others."""
+
+    def __init__(self, folder: Path):
+        # With it comes MindSpore, which the others do without.
+        with atheris.instrument_imports(include=["src", "mindspore.train.serialization"]):
+            from src.weights import checkpoint
+
+        self.checkpoint, self.path = checkpoint, folder / "model.ckpt"
+
+    def read(self, data: bytes) -> None:
+        body = data[1:]
+        if data[:1] == b"\1":
+            body += self.checkpoint.CRC_MARK + zlib.crc32(body).to_bytes(self.checkpoint.CRC_BYTES, "big")
+        self.path.write_bytes(body)
+        self.checkpoint.read_checkpoint(str(self.path))
 
 
 class Mindrecord:
@@ -115,6 +134,7 @@ class Hub:
 
 READERS = {
     "safetensors": functools.partial(OneFile, "weights.safetensors", torch_files.read_safetensors),
+    "checkpoints": Checkpoints,
     "mindrecord": Mindrecord,
     "rank_tables": functools.partial(OneFile, "table.json", read_rank_table),
     "lists": Lists,

@@ -3,10 +3,10 @@ atheris.
 
     python -m tests.run_fuzzers [SECONDS] [--reader NAME]    SECONDS for each of the readers (default: 240)
 
-Those in C++ (image, model_info, onnx_metadata) need clang and its runtime library (Debian 12: `apt-get install clang
-libclang-rt-14-dev`), the others need atheris and PyTorch. The seeds are written anew each time; what a run learns stays
-in ascend310_infer/build-fuzz/corpus/, so that the next one goes on from there. An input that breaks a reader is left in
-ascend310_infer/build-fuzz/ under a name that begins with crash, leak, oom or timeout; `python -m
+Those in C++ (image, crop, model_info, onnx_metadata) need clang and its runtime library (Debian 12: `apt-get install
+clang libclang-rt-14-dev`), the others need atheris and PyTorch. The seeds are written anew each time; what a run learns
+stays in ascend310_infer/build-fuzz/corpus/, so that the next one goes on from there. An input that breaks a reader is
+left in ascend310_infer/build-fuzz/ under a name that begins with crash, leak, oom or timeout; `python -m
 tests.fuzz_torch_files FILE` and `python -m tests.fuzz_readers READER FILE` run the readers in Python on one.
 """
 
@@ -33,9 +33,9 @@ from tests.support import cpp_program as cpp
 from tests.support.fuzz_seeds import SEEDS, seeds_for
 from tests.support.hard_images import bad_images, good_images
 
-IN_CPP = ("image", "model_info", "onnx_metadata")
+IN_CPP = ("image", "crop", "model_info", "onnx_metadata")
 READERS = (*IN_CPP, "torch_files", *SEEDS)
-MAX_BYTES = {"image": 6000, "mindrecord": 60_000}
+MAX_BYTES = {"image": 6000, "crop": 6000, "mindrecord": 60_000}
 USUAL_BYTES = 4000
 WORDS = {
     "model_info": (
@@ -51,6 +51,10 @@ WORDS = {
         r"r\xff\xff\xff\xff PK\x01\x02 PK\x05\x06 /data.pkl"
     ).split(),
     "safetensors": r"__metadata__ dtype shape data_offsets F32 F16 BF16 I64 BOOL [-1,0] 1e400".split(),
+    "checkpoints": (
+        r"model_info training_state ema. crc_num Float32 Int64 str stem.conv.weight moving_mean \x0a \x12 \x1a "
+        r"\xff\xff\xff\xff\x0f format variant num_classes preprocess"
+    ).split(),
     "mindrecord": r"schema blob_fields header_size page_size desc -1 1e999 INDEXES PAGE_ID_BLOB ROW_ID".split(),
     "rank_tables": "server_list server_id device device_id device_ip rank_id host_nic_ip server_count status".split(),
     "lists": r"path label split train val \x0d\x0a \xef\xbb\xbf ../ a.jpg".split(),
@@ -62,6 +66,7 @@ WORDS = {
         r"\xff\xd8\xff \xff\xc0 \xff\xc2 \xff\xc4 \xff\xda \xff\xdb \xff\xdd Adobe "
         r"\x89PNG\x0d\x0a\x1a\x0a IHDR PLTE tRNS IDAT IEND"
     ).split(),
+    "crop": r"\xff\xd8\xff \xff\xc0 \xff\xc4 \xff\xda \xff\xdb \xff\xdd \xff\xd0".split(),
 }
 
 
@@ -142,6 +147,11 @@ def seeds_of(reader: str):
     if reader == "image":
         yield from good_images()
         yield from bad_images()
+        return
+    if reader == "crop":
+        choices = (bytes(10), bytes(range(40, 240, 20)), b"\x05" + b"\xc0" * 9)
+        images = [(name, data) for name, data in good_images() if data[:2] == b"\xff\xd8"]
+        yield from ((f"{name}_{choice[0]}", choice + data) for name, data in images for choice in choices)
         return
     if reader == "torch_files":
         yield from torch_files()

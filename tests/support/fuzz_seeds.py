@@ -31,6 +31,20 @@ def safetensors() -> Iterator[bytes]:
     yield (2).to_bytes(8, "little") + b"{}"
 
 
+def checkpoints() -> Iterator[bytes]:
+    """A byte that says whether a checksum follows, then the file without it."""
+    from src.weights.checkpoint import CRC_BYTES, CRC_MARK, write_checkpoint
+
+    weights = {"stem.conv.weight": np.ones((2, 3), np.float32), "a.moving_mean": np.zeros(2, np.float32)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.ckpt")
+        for extra in ({}, {"ema": weights, "training": {"moment.a": np.ones(1, np.int64)}, "state": {"epoch": 1}}):
+            write_checkpoint(str(path), weights, ModelInfo(num_classes=2, class_names=("a", "b")), **extra)
+            data = path.read_bytes()
+            yield b"\1" + data[: -len(CRC_MARK) - CRC_BYTES]
+            yield b"\0" + data
+
+
 def mindrecord() -> Iterator[bytes]:
     from src.data.image_folder import read_image_folder
     from src.data.mindrecord_writer import convert
@@ -83,5 +97,6 @@ def hub() -> Iterator[bytes]:
 
 
 SEEDS = {
-    name: globals()[name] for name in "safetensors mindrecord rank_tables lists configs descriptions notes hub".split()
+    name: globals()[name]
+    for name in "safetensors checkpoints mindrecord rank_tables lists configs descriptions notes hub".split()
 }
