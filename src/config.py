@@ -179,8 +179,10 @@ def read_config_file(path: str) -> dict[str, Any]:
             entries = yaml.safe_load(file)
     except OSError as error:
         raise UsageError(f"--config {describe_os_error(error)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"--config {path}: it is neither YAML nor JSON ({str(error).splitlines()[0]})") from None
+    except Exception as error:
+        # YAML's own errors, and all kinds of what is no date or number.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"--config {path}: it is neither YAML nor JSON ({reason})") from None
     if not isinstance(entries, dict):
         raise UsageError(f"--config {path}: it holds no names of parameters with their values")
     values = {}
@@ -193,7 +195,11 @@ def read_config_file(path: str) -> dict[str, Any]:
             raise UsageError(f"--config {path}: there is no parameter '{printable(str(name))}'{hint}")
         if value is None:
             continue
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        parts = value if isinstance(value, list) else [value]
+        if any(isinstance(part, (list, tuple, dict, set)) for part in parts):
+            # Which are never needed; a few lines may nest so many that their text fills the memory.
+            raise UsageError(f"--config {path}: {name}: expected a value or a list of values")
+        text = ",".join(map(str, parts))
         try:
             values[name] = PARAMETERS[name].read(text)
         except (argparse.ArgumentTypeError, ValueError) as error:

@@ -126,6 +126,12 @@ def test_a_default_that_was_not_given_gives_way(flags, name, value):
     assert getattr(parse(*flags), name) == pytest.approx(value)
 
 
+def nested(levels):
+    """A list of nine times a list of nine times ..., in a line for each level: 9 ** levels texts when spelt out."""
+    lines = [f"  - &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)]
+    return "\n".join(["mean:", "  - &a0 [x]", *lines])
+
+
 class TestConfigFile:
     def read(self, tmp_path, text, *flags):
         path = tmp_path / "run.yaml"
@@ -157,7 +163,11 @@ class TestConfigFile:
             ("a: [", "it is neither YAML nor JSON"),
             ("\x00", "it is neither YAML nor JSON"),
             ("!!python/object/apply:os.system [true]", "it is neither YAML nor JSON"),
-            ("batch_size: {a: 1}", "batch_size: expected a whole number"),
+            ("2001-02-30: 1", "it is neither YAML nor JSON"),
+            ("batch_size: !!timestamp never", "it is neither YAML nor JSON"),
+            ("batch_size: !!int ''", "it is neither YAML nor JSON"),
+            ("batch_size: {a: 1}", "batch_size: expected a value or a list of values"),
+            (nested(20), "mean: expected a value or a list of values"),
         ],
     )
     def test_others_are_refused_in_a_sentence(self, tmp_path, text, sentence):

@@ -259,7 +259,8 @@ def find_classes(entries: list[Entry], path: str) -> tuple[list[str], bool]:
     names = {entry.label for entry in entries}
     if not all(re.fullmatch("-?(0|[1-9][0-9]*)", name) for name in names):
         return sorted(names), False
-    wrong = next((entry for entry in entries if not 0 <= int(entry.label) < MAX_CLASSES), None)
+    digits = len(str(MAX_CLASSES - 1))
+    wrong = next((entry for entry in entries if entry.label.startswith("-") or len(entry.label) > digits), None)
     if wrong:
-        raise RunError(f"{path}: line {wrong.line} has the label {wrong.label}; numbers count classes from 0")
+        raise RunError(f"{path}: line {wrong.line} has the label {wrong.label[:20]}; numbers count classes from 0")
     return [str(label) for label in range(1 + max(map(int, names)))], True
