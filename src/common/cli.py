@@ -19,6 +19,14 @@ SECONDS_BETWEEN_LINES = 60
 """A log gets a line so often at least, as long as something goes on."""
 
 
+NO_MEMORY = "not enough memory; a smaller --batch_size needs less"
+NO_MEMORY_ELSEWHERE = re.compile(
+    r"memory (isn't|is not|not) enough|out of memory|bad_alloc|cannot allocate memory|resource temporarily unavailable",
+    re.IGNORECASE,
+)
+"""What MindSpore's errors say of too little memory, of a device too; the last one is of a thread that cannot start."""
+
+
 class UsageError(Exception):
     """The command cannot mean what it says: unknown flag, bad value, contradiction. Exit code 2."""
 
@@ -196,7 +204,11 @@ def run_cli(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[s
     except OSError as error:
         sentence, code = describe_os_error(error), 1
     except MemoryError:
-        sentence, code = "not enough memory; a smaller --batch_size needs less", 1
+        sentence, code = NO_MEMORY, 1
+    except RuntimeError as error:
+        if not NO_MEMORY_ELSEWHERE.search(str(error)):
+            raise
+        sentence, code = NO_MEMORY, 1
     sys.stdout.flush()
     print(f"error: {printable(' '.join(sentence.split()))}", file=sys.stderr)
     return code

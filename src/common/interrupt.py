@@ -1,4 +1,5 @@
-"""Ctrl-C ends every program with one sentence and exit code 130, whatever its libraries do with the signal.
+"""Ctrl-C ends every program with one sentence and exit code 130, whatever its libraries do with the signal; so does,
+with exit code 1, a library that cannot be loaded.
 
 MindSpore installs a handler of its own at each run of a graph, which makes SIGTERM of SIGINT, and an exception raised
 while MindSpore loads aborts the process. So SIGINT is blocked in all threads, and one thread waits for it.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,13 +18,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Callable
+from typing import Callable, NoReturn
 
 EXIT_CODE = 128 + signal.SIGINT
 FLUSH_SECONDS = 1.0
 MAIN_SECONDS = 0.3
 """How long the main thread may take to its next instruction in Python."""
 SENTENCE = "stopped by the user"
+LEAST_ADDRESS_SPACE = 800 << 20
+"""Bytes. MindSpore needs more to be loaded; with less it fails in the middle, or waits for ever for a thread."""
+OURS = ("src", "scripts", "benchmarks", "tests")
 
 unfinished: set[str] = set()
 """Temporary files and folders, which `leave` removes."""
@@ -38,6 +43,13 @@ def listen() -> None:
     Where the caller ignores the signal, as shells do for what runs in the background, it stays unheard.
     """
     global _listening
+    sys.excepthook = explain_loading
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+        stop(
+            f"MindSpore is not loaded within {limit >> 20} MiB, to which ulimit -v limits this shell; raise the limit",
+            1,
+        )
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     if _listening or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         return
@@ -49,8 +61,34 @@ def listen() -> None:
 
 def leave_while_loading() -> None:
     """End with the sentence, until the program installs a handler of its own; for programs without MindSpore."""
+    sys.excepthook = explain_loading
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda number, frame: leave())
+
+
+def explain_loading(kind: type[BaseException], error: BaseException, traceback) -> None:
+    """Say in a sentence what could not be loaded, and end at once: MindSpore, half loaded, would abort at the exit.
+
+    What is missing of this repository, and what else is wrong, gets Python's traceback.
+    """
+    ours = str(getattr(error, "name", None)).partition(".")[0] in OURS
+    if not issubclass(kind, (ImportError, MemoryError)) or ours:
+        sys.__excepthook__(kind, error, traceback)
+        return
+    sentence = " ".join(str(error).split()) or "there is not enough memory to load the program"
+    if issubclass(kind, ModuleNotFoundError):
+        sentence += "; pip install -r requirements.txt installs what is missing"
+    elif "map segment" in sentence or "allocate" in sentence:
+        sentence += "; there is not enough memory to load it"
+    flush_output()
+    stop(sentence, 1)
+
+
+def stop(sentence: str, code: int) -> NoReturn:
+    """End the process now with a sentence on standard error; on a terminal, what stands in its line stays above."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{chr(10) if code == EXIT_CODE and os.isatty(2) else ''}error: {sentence}\n".encode())
+    os._exit(code)
 
 
 def wait_for_interrupts() -> None:
@@ -124,10 +162,8 @@ def leave() -> None:
     flush = threading.Thread(target=flush_output, daemon=True)
     flush.start()
     flush.join(FLUSH_SECONDS)
-    with contextlib.suppress(OSError):
-        # A progress bar's line does not end, and the terminal has written ^C behind it.
-        os.write(2, f"{chr(10) if os.isatty(2) else ''}error: {SENTENCE}\n".encode())
-    os._exit(EXIT_CODE)
+    # A progress bar's line does not end, and the terminal has written ^C behind it.
+    stop(SENTENCE, EXIT_CODE)
 
 
 def flush_output() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from src.common import cli
 from src.common.cli import (
+    NO_MEMORY,
     ArgumentParser,
     RunError,
     UsageError,
@@ -46,6 +47,8 @@ class TestExitCodes:
             (RunError("two\n  lines"), 1, "two lines"),
             (KeyboardInterrupt(), 130, "stopped by the user"),
             (MemoryError(), 1, "not enough memory; a smaller --batch_size needs less"),
+            (RuntimeError("\n---\n- Memory not enough:\nMemory isn't enough and alloc failed"), 1, NO_MEMORY),
+            (RuntimeError("Resource temporarily unavailable"), 1, NO_MEMORY),
             (OSError(errno.ENOSPC, "", "out.onnx"), 1, "out.onnx: there is no space left on the device"),
             (OSError(errno.EACCES, "", "out.onnx"), 1, "out.onnx: permission was denied"),
         ],

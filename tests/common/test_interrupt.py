@@ -1,6 +1,7 @@
 """Ctrl-C under a library that installs a handler of its own in C, as MindSpore does; and what processes inherit."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -140,3 +141,43 @@ def test_it_stays_ignored_where_the_caller_ignores_it(tmp_path):
     command = program(tmp_path, f"{text}\nprint('went on')")
     ignored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     assert subprocess.run(command, capture_output=True, text=True, **ignored).stdout == "went on\n"
+
+
+class TestALibraryThatCannotBeLoaded:
+    @pytest.mark.parametrize("listens", ["listen", "leave_while_loading"])
+    @pytest.mark.parametrize(
+        ("statement", "sentence"),
+        [
+            (
+                "import nosuchlibrary",
+                "No module named 'nosuchlibrary'; pip install -r requirements.txt installs what is",
+            ),
+            (
+                "raise ImportError('a.so: failed to map segment from shared object')",
+                "there is not enough memory to load",
+            ),
+            ("raise ImportError('cannot import name a from b')", "cannot import name a from b"),
+            ("raise MemoryError", "there is not enough memory to load the program"),
+        ],
+    )
+    def test_is_told_in_a_sentence(self, tmp_path, listens, statement, sentence):
+        command = program(tmp_path, f"interrupt.{listens}()\nprint('said before')\n{statement}")
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (1, "said before\n")
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and sentence in done.stderr
+
+    @pytest.mark.parametrize("statement", ["import src.nosuchmodule", "1 / 0"])
+    def test_errors_of_ours_are_not_hidden(self, tmp_path, statement):
+        done = subprocess.run(program(tmp_path, statement), capture_output=True, text=True)
+        assert done.returncode == 1 and "Traceback" in done.stderr
+
+    def test_for_want_of_address_space_is_told_before_it_is_tried(self, tmp_path):
+        def limit():
+            resource.setrlimit(resource.RLIMIT_AS, (700 << 20, 700 << 20))
+
+        command = program(tmp_path, "print('it goes on')")
+        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+        sentence = (
+            "error: MindSpore is not loaded within 700 MiB, to which ulimit -v limits this shell; raise the limit"
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence + "\n")
