@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import difflib
 import errno
@@ -21,10 +22,11 @@ SECONDS_BETWEEN_LINES = 60
 
 NO_MEMORY = "not enough memory; a smaller --batch_size needs less"
 NO_MEMORY_ELSEWHERE = re.compile(
-    r"memory (isn't|is not|not) enough|out of memory|bad_alloc|cannot allocate memory|resource temporarily unavailable",
+    r"memory (isn't|is not|not) enough|(not enough|out of|available|allocate) memory|MemoryError|bad_alloc"
+    r"|can't start new thread|resource temporarily unavailable",
     re.IGNORECASE,
 )
-"""What MindSpore's errors say of too little memory, of a device too; the last one is of a thread that cannot start."""
+"""What MindSpore's errors say of too little memory, of a device too, and of threads, which need some to be started."""
 
 
 class UsageError(Exception):
@@ -203,15 +205,22 @@ def run_cli(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[s
         return 1
     except OSError as error:
         sentence, code = describe_os_error(error), 1
-    except MemoryError:
-        sentence, code = NO_MEMORY, 1
-    except RuntimeError as error:
-        if not NO_MEMORY_ELSEWHERE.search(str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not NO_MEMORY_ELSEWHERE.search(str(error)):
             raise
         sentence, code = NO_MEMORY, 1
+        # What MindSpore does when Python ends takes memory, too; without any the process is aborted.
+        atexit.register(end_at_once, code)
     sys.stdout.flush()
     print(f"error: {printable(' '.join(sentence.split()))}", file=sys.stderr)
     return code
+
+
+def end_at_once(code: int) -> None:
+    """End the process without what else is to be done at its end; what was printed is seen."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def describe_os_error(error: OSError) -> str:

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import mindspore as ms
 import numpy as np
 
-from src.common.cli import RunError
+from src.common.cli import NO_MEMORY_ELSEWHERE, RunError
 from src.common.files import atomic_path, link_with_suffix, unchanged
 from src.models.family import VARIANTS
 from src.weights.layouts import LAYOUTS, recognise
@@ -204,6 +204,8 @@ def read_verified(path: str) -> Weights:
         raise
     except Exception as error:
         # All kinds for what is no checkpoint, and objects of other kinds than tensors and texts.
+        if NO_MEMORY_ELSEWHERE.search(str(error)):
+            raise MemoryError from error
         foreign = path.endswith((".safetensors", ".pth", ".pt", ".bin", ".tar"))
         hint = ", convert_weights.py makes one of it" if foreign else ""
         raise RunError(

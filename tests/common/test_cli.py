@@ -53,9 +53,20 @@ class TestExitCodes:
             (OSError(errno.EACCES, "", "out.onnx"), 1, "out.onnx: permission was denied"),
         ],
     )
-    def test_errors_are_one_sentence_on_standard_error(self, capsys, error, code, sentence):
+    def test_errors_are_one_sentence_on_standard_error(self, capsys, monkeypatch, error, code, sentence):
+        monkeypatch.setattr(cli.atexit, "register", lambda *arguments: None)
         assert run_cli(raises(error)) == code
         assert capsys.readouterr() == ("", f"error: {sentence}\n")
+
+    def test_without_memory_nothing_else_is_done_at_the_end(self):
+        """Such as MindSpore's own work, which would abort the process."""
+        code = (
+            "import atexit, os, sys; from src.common.cli import run_cli\natexit.register(os.abort)\n"
+            "def main(argv):\n    print('before')\n    raise RuntimeError(\"can't start new thread\")\n"
+            "sys.exit(run_cli(main))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "before\n", f"error: {NO_MEMORY}\n")
 
     def test_an_error_of_ours_in_the_program_is_not_hidden(self):
         with pytest.raises(ZeroDivisionError):
