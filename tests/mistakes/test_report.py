@@ -270,3 +270,10 @@ def test_the_reliability_diagram_counts_what_was_right():
     outcomes.add(np.array([[2, 0], [2, 0], [2, 0], [0, 2]], np.float32), np.zeros(4, np.int32))
     (found,) = [row for row in report.calibrate(outcomes)["bins"] if row[0]]
     assert found == pytest.approx([4, 1 / (1 + np.exp(-2)), 0.75])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_heat_map_is_scaled_to_its_largest_value():
+    """Where nothing is seen it is black, and what is no number is 0."""
+    for values, levels in (([[0, 1], [2, np.nan]], [0, 128, 255, 0]), ([[0, 0], [0, np.inf]], [0, 0, 0, 0])):
+        assert list(base64.b64decode(pictures.encode_map(np.array(values, np.float32)))) == levels

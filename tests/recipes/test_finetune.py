@@ -8,7 +8,7 @@ from src.config import Config
 from src.data.listing import list_class_folders
 from src.parameters import PARAMETERS
 from src.recipes import finetune
-from src.recipes.finetune import choose_momentum, choose_settings, median_side
+from src.recipes.finetune import choose_frozen, choose_momentum, choose_settings, median_side
 
 
 def make_folder(root, counts, size=(100, 100)):
@@ -75,6 +75,10 @@ def test_few_images_are_shown_more_often_in_smaller_batches_with_more_held_fixed
     assert few["batch_size"] < many["batch_size"] == more["batch_size"] == 32
     assert few["epoch_size"] > many["epoch_size"] > more["epoch_size"]
     assert few["freeze"] >= many["freeze"] > more["freeze"]
+
+
+def test_few_images_train_less_of_the_network_and_many_all_of_it():
+    assert [choose_frozen(images)[0] for images in (1, 5_000, 5_001, 50_000, 50_001)] == [4, 4, 2, 2, 0]
 
 
 def test_classes_of_unequal_size_are_balanced(tmp_path):

@@ -29,7 +29,8 @@ def test_timm_ra_is_the_published_command():
 
     -b 384 --sched step --epochs 450 --decay-epochs 2.4 --decay-rate .97 --opt rmsproptf --opt-eps .001 --warmup-lr 1e-6
     --weight-decay 1e-5 --drop 0.2 --drop-path 0.2 --model-ema --model-ema-decay 0.9999 --aa rand-m9-mstd0.5
-    --remode pixel --reprob 0.2 --lr .048, on 2 GPUs.
+    --remode pixel --reprob 0.2 --lr .048, on 2 GPUs; of its defaults, 3 epochs of warm-up and smoothing of 0.1, and of
+    PyTorch's batch norm.
     """
     config = apply_recipe(Config(recipe="timm_ra"))
     expected = {
@@ -48,6 +49,12 @@ def test_timm_ra_is_the_published_command():
         "random_erasing": 0.2,
         "scale_lr": True,
         "mixup": 0.0,
+        "warmup_epochs": 3,
+        "label_smooth_factor": 0.1,
+        "color_jitter": 0.0,
+        "padding": "symmetric",
+        "norm_eps": 1e-5,
+        "norm_momentum": 0.9,
     }
     assert {name: getattr(config, name) for name in expected} == expected
     assert abs(config.lr_max * 2 * 384 / 2048 - 0.048) < 1e-9

@@ -26,6 +26,10 @@ def test_json_gives_the_same_back(info, indent):
     assert ModelInfo.from_json(info.to_json(indent), "b3.onnx") == info
 
 
+def test_names_stand_in_it_as_they_are():
+    assert '["cat", "dög", "猫"]' in INFO.to_json()
+
+
 def changed(**fields):
     return json.dumps({**json.loads(INFO.to_json()), **fields})
 
