@@ -44,12 +44,8 @@ def listen() -> None:
     """
     global _listening
     sys.excepthook = explain_loading
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
-        stop(
-            f"MindSpore is not loaded within {limit >> 20} MiB, to which ulimit -v limits this shell; raise the limit",
-            1,
-        )
+    if RoomForMindspore not in sys.meta_path:
+        sys.meta_path.insert(0, RoomForMindspore)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     if _listening or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         return
@@ -64,6 +60,18 @@ def leave_while_loading() -> None:
     sys.excepthook = explain_loading
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda number, frame: leave())
+
+
+class RoomForMindspore:
+    """What Python asks for each module before it looks for it: MindSpore is not begun where it does not fit."""
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None) -> None:
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if name == "mindspore" and limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+            flush_output()
+            mebibytes = limit >> 20
+            stop(f"MindSpore does not fit into {mebibytes} MiB, the shell's limit (ulimit -v); raise the limit", 1)
 
 
 def explain_loading(kind: type[BaseException], error: BaseException, traceback) -> None:

@@ -113,7 +113,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         # The client keeps what came in pieces of 10 MiB.
         end = {"cut once": 0 if asked else 11 << 20, "always cut": first, "stalled": 1000}.get(manner)
-        self.wfile.write(content[first : end or None] if end != first else b"")
+        piece = 1 << 17 if manner == "trickle" else len(content)
+        last = end if end == first else end or len(content)
+        for start in range(first, last, piece):
+            self.wfile.write(content[start : min(start + piece, last)])
+            time.sleep(0.004 if manner == "trickle" else 0)
         if manner == "slow":
             time.sleep(1)
         if manner == "stalled":
