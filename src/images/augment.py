@@ -91,8 +91,8 @@ def choose_crop(numbers: np.ndarray, width: int, height: int, augmentation: Augm
         wide, tall = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < wide <= width and 0 < tall <= height:
             return int(x * (width - wide + 1)), int(y * (height - tall + 1)), wide, tall
-    wide = min(width, max(1, round(height * augmentation.crop_aspect_max)))
-    tall = min(height, max(1, round(width * augmentation.crop_aspect_max)))
+    wide = min(width, round(height * augmentation.crop_aspect_max))
+    tall = min(height, round(width * augmentation.crop_aspect_max))
     return (width - wide) // 2, (height - tall) // 2, wide, tall
 
 

@@ -225,6 +225,7 @@ class TestCrop:
         numbers = np.concatenate([np.ones(2 * ATTEMPTS), np.zeros(NUMBERS - 2 * ATTEMPTS)])
         assert choose_crop(numbers, 400, 30, Augmentation()) == (180, 0, 40, 30)
         assert choose_crop(numbers, 30, 400, Augmentation()) == (0, 180, 30, 40)
+        assert choose_crop(numbers, 400, 1, Augmentation()) == (199, 0, 1, 1)
         assert choose_crop(numbers, 1, 1, Augmentation()) == (0, 0, 1, 1)
 
     def test_reductions(self):

@@ -185,6 +185,11 @@ class TestModes:
         result = np.asarray(open_image(encoded(Image.fromarray(ramp)), "a"))[..., 0]
         np.testing.assert_array_equal(result, ramp // 256)
 
+    def test_beyond_sixteen_bits_is_white_and_below_0_black(self):
+        values = np.array([[70_000, 65_535], [-70_000, 256]], np.int32)
+        result = np.asarray(open_image(encoded(Image.fromarray(values), "TIFF"), "a"))[..., 0]
+        np.testing.assert_array_equal(result, [[255, 255], [0, 1]])
+
     def test_the_exif_orientation_is_ignored(self):
         image = noise(20, 10)
         exif = Image.Exif()
