@@ -132,6 +132,10 @@ def nested(levels):
     return "\n".join(["mean:", "  - &a0 [x]", *lines])
 
 
+def test_nothing_is_held_fixed_unless_asked():
+    assert Config().freeze == parse("--freeze", "0").freeze == 0
+
+
 class TestConfigFile:
     def read(self, tmp_path, text, *flags):
         path = tmp_path / "run.yaml"

@@ -95,6 +95,29 @@ def test_an_error_without_a_file_name_is_described():
 
 
 class TestFlags:
+    def test_one_number_stands_for_all_channels(self):
+        assert (cli.three_floats("2"), cli.three_floats("1,2,3")) == ((2.0, 2.0, 2.0), (1.0, 2.0, 3.0))
+        for text in ("1,2", "1,2,3,4", "inf", "x", ""):
+            with pytest.raises(argparse.ArgumentTypeError):
+                cli.three_floats(text)
+
+    @pytest.mark.parametrize(
+        ("read", "taken", "refused"),
+        [
+            (cli.positive_int, ["1", "7"], ["0", "-1", "1.5", "nan"]),
+            (cli.non_negative_int, ["0", "7"], ["-1", "0.5"]),
+            (cli.positive_float, ["0.001", "1e9"], ["0", "-1", "nan", "x"]),
+            (cli.non_negative_float, ["0", "0.5"], ["-0.001", "nan"]),
+            (cli.fraction, ["0", "0.5", "1"], ["-0.001", "1.001"]),
+            (cli.fraction_below_one, ["0", "0.99"], ["-0.001", "0.991", "1"]),
+        ],
+    )
+    def test_numbers_have_bounds(self, read, taken, refused):
+        assert [read(text) for text in taken] == [float(text) for text in taken]
+        for text in refused:
+            with pytest.raises(argparse.ArgumentTypeError):
+                read(text)
+
     @pytest.mark.parametrize("text", ["True", "true", "1", "yes", "TRUE"])
     def test_true(self, text):
         assert boolean(text) is True
