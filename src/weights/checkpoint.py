@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -21,10 +22,13 @@ import zlib
 from collections.abc import Iterator
 
 import mindspore as ms
+import ml_dtypes
 import numpy as np
+from google.protobuf.message import DecodeError
+from mindspore.train.checkpoint_pb2 import Checkpoint as CheckpointMessage
 
-from src.common.cli import NO_MEMORY_ELSEWHERE, RunError
-from src.common.files import atomic_path, link_with_suffix, unchanged
+from src.common.cli import RunError
+from src.common.files import atomic_path, unchanged
 from src.models.family import VARIANTS
 from src.weights.layouts import LAYOUTS, recognise
 from src.weights.model_info import ModelInfo
@@ -35,6 +39,12 @@ EMA_PREFIX = "ema."
 INFO_ENTRY = "model_info"
 STATE_ENTRY = "training_state"
 BEST_NAME = "best.ckpt"
+NUMBERS = {
+    **{name: np.dtype(name.lower()) for name in "Int8 UInt8 Int16 UInt16 Int32 UInt32 Int64 UInt64".split()},
+    **{name: np.dtype(name.lower()) for name in "Float16 Float32 Float64 Bool".split()},
+    "BFloat16": np.dtype(ml_dtypes.bfloat16),
+}
+"""MindSpore's names of what a tensor consists of."""
 # MindSpore ends a checked file with "crc_num" and the CRC-32 of all before it in 10 bytes, most significant first.
 CRC_MARK = b"crc_num"
 CRC_BYTES = 10
@@ -192,20 +202,11 @@ def read_verified(path: str) -> Weights:
     checked = has_valid_checksum(path)
     if checked is False:
         raise RunError(f"{path}: the checkpoint is damaged, its checksum does not match")
+    with open(path, "rb") as file:
+        data = file.read()
     try:
-        # MindSpore reads no file whose name does not end in .ckpt.
-        named = contextlib.nullcontext(path) if path.endswith(".ckpt") else link_with_suffix(path, ".ckpt")
-        with named as readable, quiet_logging():
-            loaded = ms.load_checkpoint(readable)
-        entries = {
-            name: take_text(value) if isinstance(value, str) else value.asnumpy() for name, value in loaded.items()
-        }
-    except MemoryError:
-        raise
-    except Exception as error:
-        # All kinds for what is no checkpoint, and objects of other kinds than tensors and texts.
-        if NO_MEMORY_ELSEWHERE.search(str(error)):
-            raise MemoryError from error
+        entries = parse_checkpoint(data[: -len(CRC_MARK) - CRC_BYTES] if checked else data)
+    except (DecodeError, ValueError, KeyError) as error:
         foreign = path.endswith((".safetensors", ".pth", ".pt", ".bin", ".tar"))
         hint = ", convert_weights.py makes one of it" if foreign else ""
         raise RunError(
@@ -217,13 +218,29 @@ def read_verified(path: str) -> Weights:
     return entries
 
 
-def take_text(text: str) -> str:
-    """A text of a checkpoint, whose characters MindSpore takes from the file as they are.
+def parse_checkpoint(data: bytes) -> dict[str, np.ndarray | str]:
+    """The entries of a .ckpt file without its checksum.
+
+    `mindspore.load_checkpoint` does not compare the bytes of a tensor with its shape, and writes beyond its memory.
 
     Raises:
-        UnicodeDecodeError: if there are no such characters; Python's functions do anything with them.
+        DecodeError, ValueError, KeyError: if it is none.
     """
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogatepass")
+    content = CheckpointMessage()
+    content.ParseFromString(data)
+    if not content.value:
+        raise ValueError("it is empty")
+    entries = {}
+    # A large tensor comes in several pieces of one name.
+    for name, group in itertools.groupby(content.value, lambda entry: entry.tag):
+        pieces = [entry.tensor for entry in group]
+        kind, shape = pieces[-1].tensor_type, list(pieces[-1].dims)
+        whole = bytearray().join(piece.tensor_content for piece in pieces)
+        if kind == "str":
+            entries[name] = whole.decode("utf-32-le", "surrogatepass")
+        else:
+            entries[name] = np.frombuffer(whole, NUMBERS[kind]).reshape([] if shape == [0] else shape)
+    return entries
 
 
 def has_valid_checksum(path: str) -> bool | None:

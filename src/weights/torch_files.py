@@ -74,7 +74,7 @@ def read_safetensors(path: str) -> WeightFile:
     try:
         tensors = {
             name: np.frombuffer(view["data"], SAFETENSORS[view["dtype"]]).reshape(view["shape"])
-            for name, view in deserialize(data)
+            for name, view in sorted(deserialize(data), key=lambda pair: pair[0])
         }
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path}: the .safetensors file is damaged or truncated ({error})") from None

@@ -15,6 +15,7 @@ from src.models.effnet import create_network
 from src.training.optimizer import OptimizerSettings, create_optimizer
 from src.training.run_folder import CheckpointFolder, find_resume
 from src.training.step import TrainStep, network_weights
+from src.weights import checkpoint
 from src.weights.checkpoint import (
     BEST_NAME,
     checkpoint_name,
@@ -23,6 +24,7 @@ from src.weights.checkpoint import (
     network_shapes,
     parse_name,
     read_checkpoint,
+    read_entries,
     write_checkpoint,
 )
 from src.weights.model_info import ModelInfo
@@ -101,15 +103,14 @@ def test_an_altered_bit_is_found_wherever_it_is(written, tmp_path):
 def test_a_file_that_is_replaced_after_its_checksum_was_read_is_refused(written, tmp_path, monkeypatch):
     path = tmp_path / "a.ckpt"
     shutil.copy(written, path)
-    load = ms.load_checkpoint
+    parse = checkpoint.parse_checkpoint
 
-    def load_another(name):
+    def parse_while_another_comes(data):
         shutil.copy(written, tmp_path / "b.ckpt")
-        flip_bit(tmp_path / "b.ckpt")
         (tmp_path / "b.ckpt").replace(path)
-        return load(name)
+        return parse(data)
 
-    monkeypatch.setattr(ms, "load_checkpoint", load_another)
+    monkeypatch.setattr(checkpoint, "parse_checkpoint", parse_while_another_comes)
     with pytest.raises(RunError, match="a.ckpt: the file changed while it was read"):
         read_checkpoint(str(path))
 
@@ -153,6 +154,30 @@ def test_entries_that_are_neither_tensors_nor_texts_are_refused(tmp_path):
     (tmp_path / "a.ckpt").write_bytes(content.SerializeToString())
     with pytest.raises(RunError, match="a.ckpt: the checkpoint cannot be read"):
         read_checkpoint(str(tmp_path / "a.ckpt"))
+
+
+@pytest.mark.parametrize("count", [3, 5, 4000])
+def test_tensors_whose_bytes_are_not_those_of_their_shape_are_refused(tmp_path, count):
+    content = Checkpoint()
+    tensor = content.value.add(tag="a").tensor
+    tensor.dims.extend([2, 2])
+    tensor.tensor_type, tensor.tensor_content = "Float32", bytes(4 * count)
+    (tmp_path / "a.ckpt").write_bytes(content.SerializeToString())
+    with pytest.raises(RunError, match="a.ckpt: the checkpoint cannot be read"):
+        read_checkpoint(str(tmp_path / "a.ckpt"))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.int32, np.int64, np.uint8, np.bool_])
+def test_tensors_are_read_as_mindspore_reads_them(tmp_path, dtype):
+    path = str(tmp_path / "a.ckpt")
+    values = np.arange(6).reshape(2, 3).astype(dtype)
+    entries = {"a": values, "scalar": values[1, 1].copy(), "empty": values[:0]}
+    ms.save_checkpoint([{"name": name, "data": ms.Tensor(value)} for name, value in entries.items()], path)
+    theirs, ours = ms.load_checkpoint(path), read_entries(path)
+    for name, parameter in theirs.items():
+        value = parameter.asnumpy()
+        assert (ours[name].dtype, ours[name].shape) == (value.dtype, value.shape)
+        np.testing.assert_array_equal(ours[name], value)
 
 
 def test_texts_of_impossible_characters_are_refused(tmp_path):
