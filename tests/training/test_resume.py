@@ -34,7 +34,7 @@ from tests.support.training_runs import (
 )
 
 KILLS = 28
-LONG = 20
+LONG = 30
 """Epochs of the run that is killed so often."""
 
 
@@ -231,7 +231,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_the_undisturbed_run(few_
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     for folder in (undisturbed, killed):
         folder.mkdir()
-    assert run(undisturbed, **flags, keep_checkpoint_max=100)[0] == 0
+    assert run(undisturbed, **flags, keep_checkpoint_max=LONG * STEPS)[0] == 0
     draw = random.Random(1)
     kills = while_saving = 0
     model_0 = killed / "checkpoint" / "model_0"
@@ -247,7 +247,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_the_undisturbed_run(few_
             # At any moment of the start or of the first steps.
             if kills % 4:
                 wait_for(lambda before=reached: saved(killed) != before, process)
-            time.sleep(draw.uniform(0, 0.5 if kills % 4 else 15))
+            time.sleep(draw.uniform(0, 0.5 if kills % 4 else 10))
         process.kill()
         process.wait()
         kills += 1
