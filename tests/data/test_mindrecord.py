@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from src.common.cli import RunError, UsageError
+from src.common.files import locked_alone
 from src.data import mindrecord_writer
 from src.data.batches import Loading
 from src.data.image_folder import read_image_folder
@@ -399,7 +400,7 @@ class TestConverting:
     def test_two_at_once(self, root, tmp_path):
         out = tmp_path / "out"
         out.mkdir()
-        with mindrecord_writer.locked_for_writing(str(out)):
+        with locked_alone(str(out)):
             with pytest.raises(UsageError, match="another process is writing"):
                 convert(read_image_folder(root), str(out))
 
