@@ -38,7 +38,8 @@ inline Vector square_root(Vector x) {
 // x within bounds; what is not a number stays so. Compilers make two instructions of each comparison where one does it.
 inline Vector between(Vector x, float least, float most) {
 #if defined(__AVX512F__) && VECTOR_BYTES == 64
-  return _mm512_min_ps(broadcast(most), _mm512_max_ps(broadcast(least), x));
+  // With a mask, because GCC warns of its own header without one.
+  return _mm512_maskz_min_ps(0xFFFF, broadcast(most), _mm512_maskz_max_ps(0xFFFF, broadcast(least), x));
 #elif defined(__AVX__) && VECTOR_BYTES == 32
   return _mm256_min_ps(broadcast(most), _mm256_max_ps(broadcast(least), x));
 #else
