@@ -19,10 +19,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from benchmarks.machine import describe_machine
+from benchmarks.train_step import own_step
 from src.common.cli import ArgumentParser, positive_int, run_cli
 from src.models.family import VARIANTS
 
-CLASSES = 1000
 WARM = 2
 
 
@@ -57,13 +57,9 @@ def main(argv=None) -> None:
 
 def profiled_kernels():
     """The kernels, compiled so that they count the time of their phases."""
-    from src.common.native import compile_library, find_compiler
     from src.kernels import Kernels, build
 
-    level = os.environ.get(build.SWITCH) or build.find_levels()[0]
-    flags = build.compile_flags(level, [*build.FLAGS, "-DKERNELS_PROFILE"])
-    sources = [os.path.join(build.SOURCES, name) for name in sorted(os.listdir(build.SOURCES))]
-    return Kernels(compile_library(f"kernels-profile-{level}", find_compiler("CXX"), [flags], sources))
+    return Kernels(build.library(more=["-DKERNELS_PROFILE"]))
 
 
 def machine_limits(kernels: ctypes.CDLL) -> tuple[float, float]:
@@ -129,23 +125,7 @@ def measure(arguments, kernels) -> tuple[dict[str, float], float]:
     from src.runtime.device import prepare_device
 
     prepare_device("CPU")
-    import mindspore as ms
-    import numpy as np
-
-    from src.loss import CrossEntropySmooth
-    from src.models.effnet import create_network
-    from src.training.optimizer import OptimizerSettings, create_optimizer
-    from src.training.step import TrainStep
-
-    network = create_network(arguments.variant, num_classes=CLASSES)
-    optimizer = create_optimizer(network.trainable_params(), np.full(10000, 1e-3, np.float32), OptimizerSettings())
-    kernels.install(network)
-    kernels.install(optimizer)
-    step = TrainStep(network, CrossEntropySmooth(0.1, CLASSES), optimizer).set_train()
-    generator = np.random.default_rng(0)
-    shape = (arguments.images, 3, arguments.pixels, arguments.pixels)
-    images = ms.Tensor(generator.standard_normal(shape).astype(np.float32))
-    labels = ms.Tensor(generator.integers(0, CLASSES, arguments.images).astype(np.int32))
+    step = own_step(arguments.variant, arguments.images, arguments.pixels, True, kernels)
     visitor = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_double)
     phases: dict[str, list[float]] = {}
     visit = visitor(lambda name, seconds: phases.setdefault(name.decode(), []).append(seconds))
@@ -155,7 +135,7 @@ def measure(arguments, kernels) -> tuple[dict[str, float], float]:
         if i == WARM:
             phases.clear()
             wholes.clear()
-        wholes.append(seconds_of(lambda: step(images, labels).asnumpy()))
+        wholes.append(seconds_of(step))
         read_phases(visit)
     return {name: statistics.median(values) for name, values in phases.items()}, statistics.median(wholes)
 

@@ -150,6 +150,14 @@ def prepare_own(variant: str, images: int, pixels: int, training: bool, with_ker
 
     device = prepare_device("CPU")
     import mindspore as ms
+
+    describe = f"MindSpore {ms.__version__}{'' if with_kernels and device.kernels else ' without kernels'}"
+    return describe, own_step(variant, images, pixels, training, device.kernels if with_kernels else None)
+
+
+def own_step(variant: str, images: int, pixels: int, training: bool, kernels):
+    """The function that computes a step of the network with these kernels, or with None."""
+    import mindspore as ms
     import numpy as np
 
     from src.loss import CrossEntropySmooth
@@ -157,24 +165,22 @@ def prepare_own(variant: str, images: int, pixels: int, training: bool, with_ker
     from src.training.optimizer import OptimizerSettings, create_optimizer
     from src.training.step import TrainStep
 
-    kernels = device.kernels if with_kernels else None
     network = create_network(variant, num_classes=CLASSES)
     if kernels:
         kernels.install(network)
     generator = np.random.default_rng(0)
     x = ms.Tensor(generator.standard_normal((images, 3, pixels, pixels)).astype(np.float32))
     y = ms.Tensor(generator.integers(0, CLASSES, images).astype(np.int32))
-    describe = f"MindSpore {ms.__version__}{'' if kernels else ' without kernels'}"
     if not training:
         network.set_train(False)
-        return describe, lambda: network(x).asnumpy()
+        return lambda: network(x).asnumpy()
     rates = np.full(100000, 1e-3, np.float32)
     optimizer = create_optimizer(network.trainable_params(), rates, OptimizerSettings())
     if kernels:
         kernels.install(optimizer)
     loss = CrossEntropySmooth(0.1, CLASSES)
     step = TrainStep(network, loss, optimizer).set_train()
-    return describe, lambda: step(x, y).asnumpy()
+    return lambda: step(x, y).asnumpy()
 
 
 def prepare_peer(variant: str, images: int, pixels: int, training: bool, threads: int):

@@ -41,11 +41,12 @@ def compile_flags(level: str, flags: Sequence[str] = FLAGS) -> list[str]:
     return [*flags, *enable, f"-DVECTOR_BYTES={vector_bytes}", os.path.join(SOURCES, "kernels.cpp")]
 
 
-def library(level: str | None = None) -> str:
+def library(level: str | None = None, more: Sequence[str] = ()) -> str:
     """The path of the compiled kernels, which are compiled where the cache does not have them.
 
     Args:
         level: instruction set; None takes the one that SWITCH names, else the machine's.
+        more: further arguments for the compiler.
 
     Raises:
         CompileError: where they cannot be compiled or kept, or SWITCH names no level that the machine has.
@@ -54,6 +55,6 @@ def library(level: str | None = None) -> str:
     level = level or os.environ.get(SWITCH) or levels[0]
     if level not in levels:
         raise CompileError(f"{SWITCH} is '{level}', but this processor has {' and '.join(levels)}")
-    flags = [[*compile_flags(level), *runtime] for runtime in RUNTIMES]
+    flags = [[*compile_flags(level), *more, *runtime] for runtime in RUNTIMES]
     sources = [os.path.join(SOURCES, name) for name in sorted(os.listdir(SOURCES))]
     return compile_library(f"kernels-{level}", find_compiler("CXX"), flags, sources)

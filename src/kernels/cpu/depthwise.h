@@ -284,10 +284,7 @@ class Depthwise {
         each_vector(layer_.in_width, in, [&](Index at, Index, Index place) { store(to + place, load(from + at)); });
         continue;
       }
-      const Norm& norm = *source_.norm;
-      const auto normalised = [&](Index at, Index c) {
-        return (load(from + at) - load(norm.mean() + c)) * load(norm.scale() + c) + load(norm.beta() + c);
-      };
+      const auto normalised = [&](Index at, Index c) { return normed(*source_.norm, load(from + at), c); };
       dispatch(source_.activation, [&](auto act) {
         using Act = decltype(act);
         if (in.planes() == 1)

@@ -97,8 +97,7 @@ struct MBConv {
     const Norm third = norm(project, kept.project, weights.project);
     if (!residual) return apply_norm_to_all(third, Activation::kNone, kept.project.y, out, project.positions());
     each_position(third.width(), [&](Index image, Index at, Index c) {
-      const Vector z = (load(kept.project.y + at) - load(third.mean() + c)) * load(third.scale() + c);
-      store(out + at, load(x + at) + broadcast(mask[image]) * (z + load(third.beta() + c)));
+      store(out + at, load(x + at) + broadcast(mask[image]) * normed(third, load(kept.project.y + at), c));
     });
   }
 
@@ -106,37 +105,32 @@ struct MBConv {
   // two norms' outputs, with the shapes of what is kept of these parts.
   void backward(const float* upper, const float* x, const float* mask, const Weights& weights, const Kept& kept,
                 float* x_gradient, const Weights& gradients, float* expand_gradient, float* depthwise_gradient) const {
-    if (!residual)
-      return backward(upper, x, weights, kept, x_gradient, gradients, expand_gradient, depthwise_gradient);
     const Index width = padded(project.out_channels);
-    const Scratch masked(project.positions() * width);
-    each_position(width, [&](Index image, Index at, Index) {
-      store(masked + at, load(upper + at) * broadcast(mask[image]));
-    });
-    backward(masked, x, weights, kept, x_gradient, gradients, expand_gradient, depthwise_gradient);
-    each_position(width, [&](Index, Index at, Index) { store(x_gradient + at, load(x_gradient + at) + load(upper + at)); });
+    const Scratch masked(residual ? project.positions() * width : 0);
+    if (residual)
+      each_position(width, [&](Index image, Index at, Index) {
+        store(masked + at, load(upper + at) * broadcast(mask[image]));
+      });
+    Norm first = norm(expand, kept.expand, weights.expand);
+    filter_backward(residual ? masked.data() : upper, x, weights, kept, x_gradient, gradients, expand_gradient,
+                    depthwise_gradient, first);
+    if (expands) expand_backward(x, weights, kept, first, expand_gradient, gradients.expand, x_gradient);
+    if (residual)
+      each_position(width, [&](Index, Index at, Index) {
+        store(x_gradient + at, load(x_gradient + at) + load(upper + at));
+      });
   }
 
  private:
   // Calls visit(image, place in the tensor, channel) for each vector of an output.
   template <typename Visit>
   void each_position(Index width, const Visit& visit) const {
-    const Index positions = project.out_height * project.out_width, rows = std::max<Index>(16, 32768 / width);
-    parallel((project.positions() + rows - 1) / rows, [&](Index block) {
-      const Index row = block * rows;
-      each_image(positions, row, std::min(rows, project.positions() - row), [&](Index image, Index first, Index count) {
+    parallel_rows(project.positions(), width, [&](Index, Index row, Index rows) {
+      each_image(squeeze.positions, row, rows, [&](Index image, Index first, Index count) {
         for (Index r = first; r < first + count; ++r)
           for (Index c = 0; c < width; c += kLanes) visit(image, r * width + c, c);
       });
     });
-  }
-
-  // Without the residual connection.
-  void backward(const float* upper, const float* x, const Weights& weights, const Kept& kept, float* x_gradient,
-                const Weights& gradients, float* expand_gradient, float* depthwise_gradient) const {
-    Norm first = norm(expand, kept.expand, weights.expand);
-    filter_backward(upper, x, weights, kept, x_gradient, gradients, expand_gradient, depthwise_gradient, first);
-    if (expands) expand_backward(x, weights, kept, first, expand_gradient, gradients.expand, x_gradient);
   }
 
   // As far as the depthwise convolution, and what was before it; there, of the expansion only its norm.
@@ -262,7 +256,7 @@ struct MBConv {
       for (int v = 0; v < vectors; ++v) {
         const Index c = channel + v * kLanes;
         const Vector g = load(gradient + c), centred = load(values + c) - load(norm.mean() + c);
-        const ValueAndSlope act = Act::both(centred * load(norm.scale() + c) + load(norm.beta() + c));
+        const ValueAndSlope act = Act::both(scaled(norm, centred, c));
         store(read + c, source.gate ? act.value * load(source.gate + image * width + c) : act.value);
         sum[PartSums::kGA][v] += g * act.value;
         sum[PartSums::kGD][v] += g * act.slope;

@@ -53,15 +53,26 @@ class Norm {
   Scratch terms_;
 };
 
+// The norm's output for a vector of channels, from its input less the mean, and from its input.
+inline Vector scaled(const Norm& norm, Vector centred, Index c) {
+  return centred * load(norm.scale() + c) + load(norm.beta() + c);
+}
+inline Vector normed(const Norm& norm, Vector in, Index c) { return scaled(norm, in - load(norm.mean() + c), c); }
+
+// Calls task(block, first row, rows) for blocks of rows that stay in the cache.
+inline Index block_rows(Index width) { return std::max<Index>(16, 32768 / width); }
+template <typename Task>
+void parallel_rows(Index rows, Index width, const Task& task) {
+  const Index step = block_rows(width);
+  parallel((rows + step - 1) / step, [&](Index b) { task(b, b * step, std::min(step, rows - b * step)); });
+}
+
 // A tensor between two layers: rows are positions (of all images), `width` channels apart.
 // out = act(norm(in)); `in` and `out` may be the same.
 template <typename Act>
 void apply_norm(const Norm& norm, const float* in, float* out, Index rows, Index width, Index first, Index last) {
   for (Index r = 0; r < rows; ++r, in += width, out += width)
-    for (Index c = first; c < last; c += kLanes) {
-      const Vector z = (load(in + c) - load(norm.mean() + c)) * load(norm.scale() + c) + load(norm.beta() + c);
-      store(out + c, Act::value(z));
-    }
+    for (Index c = first; c < last; c += kLanes) store(out + c, Act::value(normed(norm, load(in + c), c)));
 }
 
 inline void apply_norm(const Norm& norm, Activation activation, const float* in, float* out, Index rows, Index width,
@@ -71,17 +82,16 @@ inline void apply_norm(const Norm& norm, Activation activation, const float* in,
 
 // The same for all positions.
 inline void apply_norm_to_all(const Norm& norm, Activation activation, const float* in, float* out, Index positions) {
-  const Index width = norm.width(), rows = std::max<Index>(16, 32768 / width);
-  parallel((positions + rows - 1) / rows, [&](Index block) {
-    const Index offset = block * rows * width;
-    apply_norm(norm, activation, in + offset, out + offset, std::min(rows, positions - block * rows), width, 0, width);
+  const Index width = norm.width();
+  parallel_rows(positions, width, [&](Index, Index row, Index rows) {
+    apply_norm(norm, activation, in + row * width, out + row * width, rows, width, 0, width);
   });
 }
 
 // Gradient of the norm's output from that of the activation's.
 template <typename Act>
 inline Vector norm_gradient(const Norm& norm, Vector centred, Vector upper, Index c) {
-  return Act::gradient(centred * load(norm.scale() + c) + load(norm.beta() + c), upper);
+  return Act::gradient(scaled(norm, centred, c), upper);
 }
 
 // Where a gradient goes: channels side by side in chunks, a pixel's chunk behind its neighbour's, chunks `step` apart.
@@ -250,12 +260,10 @@ inline void combine_gradients(Norm& norm, const BlockSums& sums, Index positions
 inline void parameter_gradients(Norm& norm, Activation activation, bool training, const float* upper, const float* in,
                                 Index positions, float* gamma_gradient, float* beta_gradient) {
   const Index width = norm.width();
-  const Index rows = std::max<Index>(16, 32768 / width);
-  const BlockSums sums((positions + rows - 1) / rows, width);
-  parallel(sums.blocks(), [&](Index b) {
-    const Index offset = b * rows * width, count = std::min(rows, positions - b * rows);
+  const BlockSums sums((positions + block_rows(width) - 1) / block_rows(width), width);
+  parallel_rows(positions, width, [&](Index b, Index row, Index rows) {
     dispatch(activation, [&](auto act) {
-      block_gradient_sums<decltype(act)>(norm, sums, b, upper + offset, in + offset, count);
+      block_gradient_sums<decltype(act)>(norm, sums, b, upper + row * width, in + row * width, rows);
     });
   });
   combine_gradients(norm, sums, training ? positions : 0, gamma_gradient, beta_gradient);

@@ -44,10 +44,8 @@ template <typename Act>
 void mean_activated(const Norm& norm, const float* in, Index positions, Index first, Index last, float* mean) {
   std::fill(mean + first, mean + last, 0.0f);
   for (Index p = 0; p < positions; ++p, in += norm.width())
-    for (Index c = first; c < last; c += kLanes) {
-      const Vector centred = load(in + c) - load(norm.mean() + c);
-      store(mean + c, load(mean + c) + Act::value(centred * load(norm.scale() + c) + load(norm.beta() + c)));
-    }
+    for (Index c = first; c < last; c += kLanes)
+      store(mean + c, load(mean + c) + Act::value(normed(norm, load(in + c), c)));
   for (Index c = first; c < last; c += kLanes)
     store(mean + c, load(mean + c) / broadcast(static_cast<float>(positions)));
 }
