@@ -6,6 +6,8 @@ If the command is stopped or killed, the same command goes on where it was. A pa
 when all of its images are there and the archive's MD5 sum is the published one.
 """
 
+from __future__ import annotations
+
 import functools
 import os
 import sys
