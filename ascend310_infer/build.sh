@@ -82,5 +82,9 @@ cmake -S "$here" -B "$build" "$@" > "$build.configure.log" 2>&1 || {
     fail "CMake could not configure the build"
 }
 rm -f "$build.configure.log"
-cmake --build "$build" --parallel "${JOBS:-$(nproc)}" || fail "the build failed"
+cmake --build "$build" --parallel "${JOBS:-$(nproc)}" || {
+    [ -z "${LITE_HOME:-}" ] || [ -z "$openvino" ] ||
+        echo "note: OpenVINO's wheel may have C++'s old strings, MindSpore Lite the new ones; WITH_OPENVINO=OFF builds without it" >&2
+    fail "the build failed"
+}
 echo "built $build/main"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -29,13 +30,21 @@ def build(name: str, *options: str, openvino: bool = True) -> tuple[Path, Path]:
         The build's folder and the package of MindSpore Lite's double, which is LITE_HOME.
     """
     folder = SOURCE / f"build-{name}"
-    sanitize = [option for option in options if option.startswith("-DSANITIZE")]
+    shared = [option for option in options if option.startswith("-DSANITIZE")]
+    if openvino and has_old_strings():
+        shared.append("-DCMAKE_CXX_FLAGS=-D_GLIBCXX_USE_CXX11_ABI=0")
     for double in ("lite_double", "acl_double"):
-        check(["cmake", "-S", ROOT / "tests/cpp" / double, "-B", folder / double, *sanitize])
+        check(["cmake", "-S", ROOT / "tests/cpp" / double, "-B", folder / double, *shared])
         check(["cmake", "--build", folder / double])
     environment = {**os.environ, **build_environment(folder), "WITH_OPENVINO": "ON" if openvino else "OFF"}
     check(["sh", SOURCE / "build.sh", "-DWITH_TESTS=ON", *options], env=environment)
     return folder, folder / "lite_double" / "package"
+
+
+def has_old_strings() -> bool:
+    """Whether OpenVINO's wheel, and so the program with it, has C++'s old strings, as those of glibc 2.17 have."""
+    config = Path(importlib.util.find_spec("openvino").origin).parent / "cmake" / "OpenVINOConfig.cmake"
+    return 'OpenVINO_GLIBCXX_USE_CXX11_ABI "0"' in config.read_text()
 
 
 def build_environment(folder: Path) -> dict[str, str]:
