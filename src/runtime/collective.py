@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import secrets
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +12,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import communication, nn, ops
 
+from src.kernels import Kernels
 from src.kernels.pieces import Pieces
+from src.kernels.ranks import SharedMean, create_memory, map_memory, open_memory
 
 BASE = 4096
 
@@ -44,6 +48,39 @@ class MeanInOneMessage(nn.Cell):
 
     def construct(self, tensors):
         return self.pieces.part(self.all_reduce(self.pieces.join(tensors)) * self.share, tensors)
+
+
+def mean_over_ranks(shapes: Sequence[tuple[int, ...]], kernels: Kernels | None = None) -> nn.Cell:
+    """The mean over all ranks of float32 tensors; all ranks must call this with the same shapes.
+
+    Args:
+        shapes: of the tensors.
+        kernels: through which processes of one machine share memory, instead of sending messages; None only sends.
+
+    Returns:
+        Cell, from a tuple of tensors to a tuple of tensors of the same shapes.
+    """
+    ranks = count_ranks()
+    if kernels and share_memory(kernels.library, shapes):
+        return SharedMean(kernels.library, shapes)
+    return MeanInOneMessage(shapes, ranks)
+
+
+def share_memory(library: str, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Let all ranks share memory for tensors of these shapes; whether all of them could."""
+    rank, ranks = communication.get_rank(), count_ranks()
+    token = secrets.randbits(24)  # float32 is exact up to there, and process numbers on Linux are smaller
+    created = create_memory(library, token, ranks, shapes) if rank == 0 else None
+    where = np.array([token, os.getpid(), -1 if created is None else created], np.float32)
+    where = [int(number) for number in take_from_rank_0({"": where})[""]]
+    opened = created if rank == 0 else open_memory(*where)
+    try:
+        joined = opened is not None and map_memory(library, opened, rank, ranks, shapes)
+        # Also the sign that rank 0 may close its file.
+        return sum_floats([float(joined)])[0] == ranks
+    finally:
+        if opened is not None:
+            os.close(opened)
 
 
 @functools.cache

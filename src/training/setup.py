@@ -26,7 +26,7 @@ from src.models.effnet import EfficientNet
 from src.parameters import PARAMETERS
 from src.preparation.split import read_split, split_by_class
 from src.recipes.finetune import Choice, choose_start
-from src.runtime.collective import count_ranks, find_disagreement
+from src.runtime.collective import count_ranks, find_disagreement, mean_over_ranks
 from src.runtime.device import Device, prepare_device
 from src.training.configuration import (
     check_card,
@@ -198,7 +198,11 @@ def create_train_step(run: Run, network: EfficientNet) -> TrainStep:
         run.kernels.install(optimizer)
     weights = run.folder.balance() if config.class_weights == "balanced" else None
     loss = CrossEntropySmooth(run.smoothing, config.class_num, class_weights=weights)
-    return TrainStep(computing, loss, optimizer, settings, frozen=frozen).set_train()
+    reduce = None
+    if run.device.rank_size > 1:
+        kernels = run.kernels if isinstance(run.kernels, Kernels) else None
+        reduce = mean_over_ranks([weight.shape for weight in parameters], kernels)
+    return TrainStep(computing, loss, optimizer, settings, frozen=frozen, reduce=reduce).set_train()
 
 
 def begin(run: Run, network: EfficientNet, step_cell: TrainStep) -> Progress:

@@ -56,6 +56,7 @@ class TrainStep(nn.Cell):
         optimizer: holds the trainable parameters; its own loss_scale must be 1, gradients arrive unscaled.
         settings: how the step is computed; None takes the defaults.
         frozen: cells of the network that stay in evaluation mode.
+        reduce: gradients to their mean over the ranks; None sends them as one message.
 
     Inputs: images (N, 3, H, W), normalised or uint8, and labels as `loss` takes them. Outputs: the unscaled loss.
     """
@@ -68,6 +69,7 @@ class TrainStep(nn.Cell):
         settings: StepSettings | None = None,
         *,
         frozen: Sequence[nn.Cell] = (),
+        reduce: nn.Cell | None = None,
     ):
         super().__init__(auto_prefix=False)
         settings = settings or StepSettings()
@@ -92,7 +94,7 @@ class TrainStep(nn.Cell):
         self.gradients_of = ops.value_and_grad(self.scaled_loss, None, self.weights, has_aux=True)
         ranks = settings.rank_size
         shapes = [weight.shape for weight in self.weights]
-        self.reduce = MeanInOneMessage(shapes, ranks) if ranks > 1 else ops.identity
+        self.reduce = (reduce or MeanInOneMessage(shapes, ranks)) if ranks > 1 else ops.identity
         # On a device that is told of each operator, 213 small products take longer than one large one.
         self.pieces = None if ms.get_context("device_target") == "CPU" else Pieces(shapes)
         self.loss_sum = Parameter(ms.Tensor(0.0, ms.float32), name="loss_sum", requires_grad=False)

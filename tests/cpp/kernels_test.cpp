@@ -348,6 +348,48 @@ void check_rmsprop() {
   for (auto& tensor : tensors) expect(tensor->is_padded(tensor->size()), "not finite", "rmsprop", layer);
 }
 
+// Threads stand for the processes of `ranks` ranks; each of them maps the memory by itself. Every mean is that of a plain sum.
+void check_ranks(Index ranks, const std::vector<Index>& sizes) {
+  const Index floats = std::accumulate(sizes.begin(), sizes.end(), Index{0});
+  const int file = memfd_create("ranks", 0);
+  const auto bytes = static_cast<off_t>(kernels_shared_bytes(ranks, floats));
+  expect(file >= 0 && ftruncate(file, bytes) == 0, "there is no memory to share", "ranks", Layer{});
+  const auto value = [](Index step, Index rank, Index i) { return static_cast<float>((step * 7 + rank * 5 + i) % 11); };
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (Index rank = 0; rank < ranks; ++rank)
+    threads.emplace_back([&, rank] {
+      Ranks joined;
+      if (!joined.join(file, rank, ranks, floats)) ++wrong;
+      for (Index step = 0; step < 20; ++step) {
+        std::vector<std::unique_ptr<Tensor>> tensors;
+        std::vector<std::pair<const float*, Index>> inputs;
+        std::vector<float*> outputs;
+        Index at = 0;
+        for (Index size : sizes) {
+          for (int output = 0; output < 2; ++output) tensors.push_back(std::make_unique<Tensor>(Shape{size}));
+          Tensor& input = *tensors[tensors.size() - 2];
+          for (Index i = 0; i < size; ++i) input[i] = value(step, rank, at + i);
+          inputs.push_back({input.data(), size});
+          outputs.push_back(tensors.back()->data());
+          at += size;
+        }
+        if ((step + rank) % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300 * rank));
+        if (joined.mean(inputs, outputs) != 0) ++wrong;
+        at = 0;
+        for (std::size_t t = 0; t < sizes.size(); ++t)
+          for (Index i = 0; i < sizes[t]; ++i, ++at) {
+            float sum = 0.0f;
+            for (Index other = 0; other < ranks; ++other) sum += value(step, other, at);
+            if (outputs[t][i] != sum * (1.0f / static_cast<float>(ranks))) ++wrong;
+          }
+      }
+    });
+  for (auto& thread : threads) thread.join();
+  ::close(file);
+  expect(wrong == 0, "a mean is wrong", "ranks", Layer{});
+}
+
 // One operator call with tensors of its own: `shapes` of the inputs, then of the outputs; `settings` is the tensor of 6 or 9.
 template <typename Operator>
 int call_alone(Operator* function, const std::vector<Shape>& shapes) {
@@ -474,6 +516,9 @@ int main(int argc, char**) {
   check(depthwise, 1, 32, 32, 300, 9, 3, 2, false);
   check(depthwise, 1, 32, 32, 60, 70, 5, 1, true);
   check(dense, 2, 3, 32, 31, 65, 3, 2, false);
+  check_ranks(2, {1, 100, 40000, 3});
+  check_ranks(3, {17});
+  check_ranks(5, {16384, 16385, 5});
   check_squeeze(squeeze_swish, squeeze_swish_backward, 3, 24, 6, 5, 7);
   check_squeeze(squeeze_swish, squeeze_swish_backward, 1, 100, 1, 1, 1);
   check_squeeze(squeeze_relu6, squeeze_relu6_backward, 2, 96, 33, 3, 3);

@@ -11,6 +11,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, nn, ops
 
+from src.kernels.ranks import SharedMean
+from src.runtime.collective import mean_over_ranks
 from src.weights.network import model_parameters
 from src.loss import CrossEntropySmooth
 from src.models.effnet import create_network
@@ -52,8 +54,11 @@ def write_statistics(path):
     np.savez(path, **statistics)
 
 
-def write_gradients(path, statistics, rank=0, rank_size=1):
-    """The gradients that the optimiser of this rank gets, by name; batch norm in evaluation mode."""
+def write_gradients(path, statistics, rank=0, rank_size=1, kernels=None):
+    """The gradients that the optimiser of this rank gets, by name; batch norm in evaluation mode.
+
+    With `kernels`, ranks average them through memory that they share, else by messages.
+    """
     network, images, labels = create()
     with np.load(statistics) as file:
         for name in file.files:
@@ -61,7 +66,9 @@ def write_gradients(path, statistics, rank=0, rank_size=1):
     share = slice(IMAGES * rank // rank_size, IMAGES * (rank + 1) // rank_size)
     recorder = Recorder(network.trainable_params())
     settings = StepSettings(loss_scale=1024.0, rank_size=rank_size)
-    step = TrainStep(network, CrossEntropySmooth(0.1, 10), recorder, settings).set_train()
+    reduce = mean_over_ranks([weight.shape for weight in recorder.parameters], kernels) if rank_size > 1 else None
+    assert isinstance(reduce, SharedMean) == bool(kernels)
+    step = TrainStep(network, CrossEntropySmooth(0.1, 10), recorder, settings, reduce=reduce).set_train()
     network.set_train(False)
     step(ms.Tensor(images[share]), ms.Tensor(labels[share]))
     np.savez(path, **{parameter.name: parameter.asnumpy() for parameter in recorder.kept})
@@ -69,4 +76,5 @@ def write_gradients(path, statistics, rank=0, rank_size=1):
 
 if __name__ == "__main__":
     device = prepare_device("CPU", 0, True)
-    write_gradients("gradients.npz", "../statistics.npz", device.rank, device.rank_size)
+    for path, kernels in (("messages.npz", None), ("memory.npz", device.kernels)):
+        write_gradients(path, "../statistics.npz", device.rank, device.rank_size, kernels)

@@ -13,6 +13,7 @@
 
 constexpr int kWrongCall = 1;
 constexpr int kNoMemory = 2;
+constexpr int kRankLost = 3;
 
 // The inputs and, behind them, the outputs.
 class Call {
@@ -31,6 +32,7 @@ class Call {
     if (ranks_[i] != static_cast<int>(shape.size())) return false;
     return std::equal(shape.begin(), shape.end(), shapes_[i]);
   }
+  int count() const { return count_; }
   int rank(int i) const { return ranks_[i]; }
   Index count(int i) const {
     return std::accumulate(shapes_[i], shapes_[i] + ranks_[i], Index{1}, std::multiplies<Index>());

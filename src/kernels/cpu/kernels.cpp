@@ -7,6 +7,7 @@
 #include "call.h"
 #include "dense.h"
 #include "mbconv.h"
+#include "ranks.h"
 #include "rmsprop.h"
 
 namespace {
@@ -299,6 +300,21 @@ int rmsprop(const Call& call) {
   return 0;
 }
 
+// Inputs: tensors, the same on all ranks that have joined. Outputs: their means, as many and of the same sizes.
+int mean_of_ranks(const Call& call) {
+  PHASE("mean over ranks");
+  const int tensors = call.count() / 2;
+  if (!call.has(2 * tensors)) return kWrongCall;
+  std::vector<std::pair<const float*, Index>> inputs;
+  std::vector<float*> outputs;
+  for (int i = 0; i < tensors; ++i) {
+    if (call.count(i) != call.count(tensors + i)) return kWrongCall;
+    inputs.push_back({call[i], call.count(i)});
+    outputs.push_back(call[tensors + i]);
+  }
+  return Ranks::instance().mean(inputs, outputs);
+}
+
 }  // namespace
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
@@ -328,10 +344,17 @@ OPERATOR(squeeze_relu6_backward, squeeze_backward<Relu6>)
 OPERATOR(mbconv_train, mbconv_forward)
 OPERATOR(mbconv_backward, mbconv_back)
 OPERATOR(rmsprop_update, rmsprop)
+OPERATOR(mean_over_ranks, mean_of_ranks)
 OPERATOR(position_mean, mean)
 OPERATOR(position_mean_backward, mean_backward)
 
 EXPORTED void kernels_set_threads(int threads) { Pool::instance().set_threads(threads); }
+
+// The bytes of the file that ranks share, and whether this rank could join: see class Ranks.
+EXPORTED std::int64_t kernels_shared_bytes(std::int64_t ranks, std::int64_t floats) { return Ranks::bytes(ranks, floats); }
+EXPORTED int kernels_join_ranks(int file, std::int64_t rank, std::int64_t ranks, std::int64_t floats) {
+  return Ranks::instance().join(file, rank, ranks, floats);
+}
 
 #ifdef KERNELS_PROFILE
 // Calls visit(name, seconds) for each phase, and begins anew.

@@ -19,6 +19,15 @@
 
 #include "vector.h"
 
+// What a thread does that looks again and again whether something has come to pass.
+inline void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 class Pool {
  public:
   // The one pool of the process. It is never destroyed: its threads may be waiting when the process ends.
@@ -97,13 +106,7 @@ class Pool {
   // thread wakes up.
   template <typename Condition>
   static void spin(const Condition& holds) {
-    for (int i = 0; i < kSpins && !holds(); ++i) {
-#if defined(__x86_64__) || defined(__i386__)
-      __builtin_ia32_pause();
-#elif defined(__aarch64__)
-      asm volatile("yield");
-#endif
-    }
+    for (int i = 0; i < kSpins && !holds(); ++i) relax();
   }
 
   void work() {
