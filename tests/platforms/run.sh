@@ -56,6 +56,15 @@ fi
 git -C "$root" bundle create --quiet "$system/home/tester/clone.bundle" HEAD
 cp "$here/inside.sh" "$system/home/tester/inside.sh"
 
+if [ "$machine" != amd64 ] && [ "$(uname -m)" = x86_64 ]; then
+    # The emulator shows its host's, on which ONNX Runtime for Arm ends in a segmentation fault.
+    for core in 0 1; do
+        printf '%s\t: %s\n' processor "$core" BogoMIPS 200.00 Features "fp asimd aes pmull sha1 sha2 crc32 atomics asimdrdm" \
+            "CPU implementer" 0x48 "CPU architecture" 8 "CPU variant" 0x1 "CPU part" 0xd01 "CPU revision" 0
+        echo
+    done > "$system/cpuinfo"
+fi
+
 # Mounts of its own, which end with the commands. Not private are processes, so that all of them end as well.
 mkdir -p "$system/wheels"
 # shellcheck disable=SC2016  # expanded by the inner shell
@@ -63,6 +72,7 @@ exec unshare --mount --pid --fork --kill-child sh -euc '
     system=$1 wheels=$2 epochs=$3
     shift 3
     mount -t proc proc "$system/proc"
+    [ ! -f "$system/cpuinfo" ] || mount --bind "$system/cpuinfo" "$system/proc/cpuinfo"
     mount --rbind /dev "$system/dev"
     mount -t sysfs -o ro sysfs "$system/sys"
     [ -z "$wheels" ] || mount --bind "$wheels" "$system/wheels"
