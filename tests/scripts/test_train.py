@@ -438,7 +438,8 @@ class TestTheRunsFolder:
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_folder_that_cannot_be_written(self, few_images, tmp_path, capsys):
         (tmp_path / "out").mkdir(mode=0o500)
-        code, _, err = call(capsys, dataset_path=few_images / "train", save_checkpoint_path=tmp_path / "out" / "a")
+        folder = tmp_path / "out" / "a"
+        code, _, err = call(capsys, dataset_path=few_images / "train", save_checkpoint_path=folder, **SMALL)
         assert (code, "permission was denied" in err) == (1, True)
 
     def test_a_file_in_the_folders_place(self, few_images, tmp_path, capsys):
