@@ -73,6 +73,8 @@ def add_machine_flags(group) -> None:
         "--device_target", type=target, help="Ascend, GPU or CPU (default: the first of them that works)"
     )
     group.add_argument("--device_id", type=cli.non_negative_int, help="number of the GPU or NPU (default: 0)")
+    engine = "computes on a CPU (default: openvino for int8 files with swish where it is installed, else onnxruntime)"
+    group.add_argument("--engine", type=cli.choice("onnxruntime", "openvino"), help=engine)
     group.add_argument("--threads", type=cli.positive_int, help="batches under way at once (default: the cores)")
     sizes = ", ".join(f"{size} on {target}" for target, size in BATCH_SIZES.items())
     group.add_argument("--batch_size", type=cli.positive_int, help=f"images a batch (default: {sizes})")
@@ -114,7 +116,7 @@ def prepare(arguments, images: int) -> tuple[OnnxModel, int, int]:
     # Fewer images than cores: one call of the network takes several cores.
     npu_batch = arguments.batch_size or min(BATCH_SIZES["Ascend"], images)
     device = (arguments.device_target, arguments.device_id)
-    model = open_model(arguments.onnx_path, given, *device, cores // threads, npu_batch)
+    model = open_model(arguments.onnx_path, given, *device, cores // threads, npu_batch, arguments.engine)
     if model.on_cpu:
         print(f"note: the NPU leaves to the CPU: {model.on_cpu}", file=sys.stderr, flush=True)
     return model, choose_batch_size(model, arguments.batch_size), threads
@@ -131,7 +133,7 @@ def evaluate_folder(arguments) -> None:
     model.info.check_folder(folder.classes, folder.root, model.path)
     report = Report(arguments.report, folder, arguments.label_smooth_factor) if arguments.report else None
     say = functools.partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
-    say(f"model: {model.describe()}; {model.target}, {threads} threads")
+    say(f"model: {model.describe()}; {model.describe_device()}, {threads} threads")
     say(f"images: {len(folder)} in {len(folder.classes)} classes, {describe_decoder(folder)}")
 
     score, tally = Score(), ClassTally(len(folder.classes), True) if arguments.confusion else None
@@ -194,7 +196,7 @@ def predict(arguments) -> None:
     model, batch_size, threads = prepare(arguments, len(images))
     unusable = UnusableImages(len(images), arguments.skip_bad_images)
     if not arguments.json:
-        print(f"model: {model.describe()}; {model.target}, {threads} threads", flush=True)
+        print(f"model: {model.describe()}; {model.describe_device()}, {threads} threads", flush=True)
     batches = classify(model, images, batch_size, threads)
     tell_predictions(images, batches, model.info, unusable, arguments.top_k, arguments.json)
     unusable.check()

@@ -11,6 +11,7 @@ of 500 x 375 pixels. In each round everything is measured once, in turn; what is
 - zoo's way: Pillow, NumPy and ONNX Runtime as they come, one image after the other, on our file.
 - timm, ONNX: timm's export in ONNX Runtime as timm's onnx_validate.py runs it, batches from its loader's processes.
 - timm, PyTorch: the same loader, and the network in PyTorch, channels last.
+- int8: by OpenVINO, as infer_onnx.py takes it where it is installed; by ONNX Runtime too.
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ class Bench:
         # First, because it makes processes.
         self.loader = start_loader(files["images"], self.cores)
         self.ours, self.int8 = (open_model(files[name], GivenSettings(), "CPU") for name in ("ours", "ours int8"))
+        self.int8_plain = open_model(files["ours int8"], GivenSettings(), "CPU", engine="onnxruntime")
         self.timm_in_ours = open_model(files["timm"], FOREIGN, "CPU")
         # For a single image all cores work on one call.
         self.fast = open_model(files["ours"], GivenSettings(), "CPU", threads=self.cores)
@@ -175,6 +177,7 @@ class Bench:
             "ours, int8": lambda: self.rate_of_program(self.int8),
             "network": lambda: self.rate_of_network(self.ours),
             "network, int8": lambda: self.rate_of_network(self.int8),
+            "network, int8 by ONNX Runtime": lambda: self.rate_of_network(self.int8_plain),
         }
 
     def latencies(self) -> dict[str, Callable[[], object]]:
@@ -207,12 +210,13 @@ class Bench:
         return best
 
     def rate_of_network(self, model: OnnxModel) -> float:
-        """The network alone on all cores, one image at a time on each."""
-        batch = prepare(model, self.images, range(1))
+        """The network alone on all cores, one batch of the default size at a time on each."""
+        size = choose_batch_size(model, None)
+        batch, calls = prepare(model, self.images, range(size)), max(1, len(self.images) // size)
         with concurrent.futures.ThreadPoolExecutor(self.cores) as executor:
             list(executor.map(model.run, [batch] * 4 * self.cores))
-            seconds = time_of(lambda: list(executor.map(model.run, [batch] * len(self.images))))
-        return len(self.images) / seconds
+            seconds = time_of(lambda: list(executor.map(model.run, [batch] * calls)))
+        return calls * size / seconds
 
     def rate_of_program(self, model: OnnxModel) -> float:
         """What infer_onnx.py does."""

@@ -24,6 +24,8 @@ from src.inference.predictions import ClassifiedBatch
 
 BATCH_SIZES = {"CPU": 1, "GPU": 32, "Ascend": 32}
 """Images a batch where neither the user nor the file prescribes it. On a CPU larger ones leave the cache."""
+OPENVINO_BATCH = 4
+"""OpenVINO's batches, in which its threads hand over less often."""
 MANY_IMAGES = 100
 """From so many on the compiled engine decodes; to compile it on its first use takes longer than a few images."""
 AHEAD = 4
@@ -38,7 +40,8 @@ def choose_batch_size(model: OnnxModel, batch_size: int | None) -> int:
     """
     if batch_size and model.fixed_batch not in (None, batch_size):
         raise UsageError(f"--batch_size is {batch_size}, but {model.path} takes batches of {model.fixed_batch} only")
-    return model.fixed_batch or batch_size or BATCH_SIZES[model.target]
+    usual = OPENVINO_BATCH if model.engine == "openvino" else BATCH_SIZES[model.target]
+    return model.fixed_batch or batch_size or usual
 
 
 def classify(model: OnnxModel, images: Images, batch_size: int, threads: int) -> Iterator[ClassifiedBatch]:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime
 
 from src.common.cli import RunError, UsageError
+from src.common.machine import count_cores
 from src.images.preprocess import normalise
+from src.inference.openvino_session import MANY_STEPS, OpenVinoSession, is_installed
 from src.inference.session import LOGITS, name_fallen_back, open_session, run_session
 from src.inference.settings import GivenSettings, check_agreement, complete_settings, format_setting, settle_classes
 from src.weights.model_info import METADATA_KEY, ModelInfo
@@ -27,8 +30,9 @@ class OnnxModel:
 
     Attributes:
         path: the file.
-        session: ONNX Runtime's.
+        session: ONNX Runtime's or OpenVINO's.
         target: "CPU", "GPU" or "Ascend".
+        engine: "onnxruntime" or "openvino".
         info: what it expects and tells apart; the variant, padding and epsilon of a file that does not describe itself
             are not known, and nothing here depends on them.
         described: whether the file said so itself.
@@ -40,8 +44,9 @@ class OnnxModel:
     """
 
     path: str
-    session: onnxruntime.InferenceSession
+    session: onnxruntime.InferenceSession | OpenVinoSession
     target: str
+    engine: str
     info: ModelInfo
     described: bool
     input_name: str
@@ -59,6 +64,10 @@ class OnnxModel:
         if self.input_type != np.uint8:
             steps += f", mean {format_setting(preprocess.mean)}, std {format_setting(preprocess.std)}"
         return f"{self.path}: {kind}, {self.info.num_classes} classes; {steps}"
+
+    def describe_device(self) -> str:
+        """What it runs on, and by which engine where that is not ONNX Runtime."""
+        return f"{self.target} by OpenVINO" if self.engine == "openvino" else self.target
 
     def new_batch(self, images: int) -> np.ndarray:
         """An input for this many images, not filled in; of `fixed_batch` rows of zeros where there is one."""
@@ -95,6 +104,7 @@ def open_model(
     device_id: int | None = None,
     threads: int = 1,
     batch_size: int | None = None,
+    engine: str | None = None,
 ) -> OnnxModel:
     """Open a file, settle what it expects, and run it once.
 
@@ -108,6 +118,7 @@ def open_model(
         device_id: number of the GPU or NPU.
         threads: that one call on the CPU uses.
         batch_size: of an NPU's batches, where the file does not have one.
+        engine: see `choose_engine`.
 
     Raises:
         UsageError: if the device is not there, settings are missing, or they contradict the file.
@@ -116,7 +127,8 @@ def open_model(
     session, target = open_session(path, target, device_id, threads)
     tensor, output = single_input(session, path), pick_output(session)
     batch, input_type, side = check_input(tensor, path)
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    metadata = session.get_modelmeta().custom_metadata_map
+    text = metadata.get(METADATA_KEY)
     info = ModelInfo.from_json(text, path) if text else None
     if info:
         check_agreement(given, info, path)
@@ -128,10 +140,12 @@ def open_model(
         raise error(f"{path}: its input is {side} pixels wide, but its images are to be {preprocess.image_size}")
     draft = ModelInfo(num_classes=1, preprocess=preprocess)
     on_npu = target == "Ascend"
+    session, engine = choose_engine(session, path, target, engine, threads, metadata.get("precision") == "int8")
     model = OnnxModel(
         path=path,
         session=session,
         target=target,
+        engine=engine,
         info=draft,
         described=info is not None,
         input_name=tensor.name,
@@ -143,6 +157,41 @@ def open_model(
     num_classes = count_logits(model)
     info = settle_classes(info, given, preprocess, num_classes, path)
     return dataclasses.replace(model, info=info, on_cpu=name_fallen_back(session) if on_npu else "")
+
+
+def choose_engine(
+    session: onnxruntime.InferenceSession, path: str, target: str, engine: str | None, threads: int, int8: bool
+) -> tuple[onnxruntime.InferenceSession | OpenVinoSession, str]:
+    """The session that computes, and the name of its engine.
+
+    Args:
+        session: ONNX Runtime's, of the same file.
+        path, target, threads: of `open_model`.
+        engine: "onnxruntime" or "openvino"; None takes OpenVINO, where it is installed, for int8 files with swish on a
+            CPU, and ONNX Runtime for all others.
+        int8: whether the file says that it is int8.
+
+    Raises:
+        UsageError: if OpenVINO is asked for where it is not.
+        RunError: if it is asked for and cannot use the file.
+    """
+    if engine == "openvino" and target != "CPU":
+        raise UsageError(f"--engine openvino computes on the CPU, but --device_target is {target}")
+    if engine == "openvino" and not is_installed():
+        raise UsageError("--engine openvino: it is not installed; pip install openvino")
+    wanted = engine == "openvino" or (engine is None and int8 and target == "CPU" and is_installed())
+    if not wanted:
+        return session, "onnxruntime"
+    try:
+        by_openvino = OpenVinoSession(path, pick_output(session), threads, max(1, count_cores() // threads))
+    except RunError as error:
+        if engine:
+            raise
+        print(f"note: OpenVINO is not used: {error}", file=sys.stderr, flush=True)
+        return session, "onnxruntime"
+    if engine or by_openvino.steps_left_out > MANY_STEPS:
+        return by_openvino, "openvino"
+    return session, "onnxruntime"
 
 
 def single_input(session: onnxruntime.InferenceSession, path: str):

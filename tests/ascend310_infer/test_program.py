@@ -17,7 +17,9 @@ from src.data.image_folder import read_image_folder
 from src.evaluation.metrics import Score
 from src.images.bad_images import ImageError
 from src.images.preprocess import Preprocess, crop_for_evaluation, load_image, normalise
+from src.inference.model import open_model
 from src.inference.result_files import result_names
+from src.inference.settings import GivenSettings
 from src.weights.model_info import ModelInfo
 from tests.support import cpp_program as cpp
 from tests.support.hard_images import bad_images, draw, encode, other_images
@@ -780,6 +782,20 @@ class TestScripts:
         assert log.startswith(f"accuracy:{hits / 11:.3f}\n")
         assert json.loads((case.folder / "imagenet_label.json").read_text())["dog/deep/er/x.jpg"] == 1
         assert {"build.log", "infer.log", "time_Result"} <= set(os.listdir(case.folder))
+
+    def test_int8_has_the_logits_of_infer_onnx_by_openvino(self, case):
+        """Which come nearer to float32 than ONNX Runtime's, see tests/inference/test_openvino.py."""
+        prepared = np.stack([load_image(str(case.data / name), case.info.preprocess) for name in case.names])
+        cpp.write_int8_model(case.folder / "int8.onnx", case.info, prepared)
+        assert case.run(model=case.folder / "int8.onnx").returncode == 0
+        found = np.stack([np.fromfile(case.results / name, "<f4") for name in result_names(case.names)])
+        model = str(case.folder / "int8.onnx")
+        by_openvino, by_onnxruntime = (
+            open_model(model, GivenSettings(), "CPU", engine=engine).run(prepared)
+            for engine in ("openvino", "onnxruntime")
+        )
+        np.testing.assert_allclose(found, by_openvino, rtol=1e-4, atol=1e-4)
+        assert np.abs(found - by_onnxruntime).max() > 1e-3
 
     def test_a_rehearsal_on_the_cpu(self, case):
         cpp.write_onnx_model(case.folder / "model.onnx", case.info)

@@ -1044,6 +1044,7 @@ class TestPipeline:
 def test_the_batch_size_is_the_files_the_users_or_the_devices(target):
     model = FakeModel((32, 32, 3))
     model.target = target
+    model.engine = "onnxruntime"
     assert [choose_batch_size(model, given) for given in (None, 7)] == [BATCH_SIZES[target], 7]
     model.fixed_batch = 5
     assert [choose_batch_size(model, given) for given in (None, 5)] == [5, 5]
@@ -1084,6 +1085,7 @@ class TestScript:
         code = (
             "import sys, infer_onnx; infer_onnx.main(sys.argv[1:]); "
             "heavy = {'mindspore', 'torch', 'onnx', 'matplotlib', 'pandas', 'scipy', 'sklearn', 'tqdm', 'jinja2'}; "
+            "heavy.add('openvino'); "
             "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
         )
         command = [sys.executable, "-c", code, "--onnx_path", "model.onnx", "--dataset_path", "data"]

@@ -123,6 +123,43 @@ def write_onnx_model(
     onnx.save(model, path)
 
 
+def write_int8_model(path: Path, info: ModelInfo, inputs: np.ndarray) -> Path:
+    """Write two convolutions with swish between them in int8, which no processor overflows, and in float32 beside it.
+
+    Args:
+        inputs: prepared images to calibrate with.
+
+    Returns:
+        The path of the float32 file.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from src.export.quantisation import quantise
+
+    size, classes, generator = info.preprocess.image_size, info.num_classes, np.random.RandomState(3)
+    weights = {"first": (8, 3, 3, 3), "second": (classes, 8, size, size)}
+    nodes = [
+        helper.make_node("Conv", ["image", "first"], ["x"], "expand", pads=[1, 1, 1, 1]),
+        helper.make_node("Sigmoid", ["x"], ["gate"], "gate"),
+        helper.make_node("Mul", ["x", "gate"], ["swish"], "swish"),
+        helper.make_node("Conv", ["swish", "second"], ["map"], "project"),
+        helper.make_node("Flatten", ["map"], ["logits"], "logits", axis=1),
+    ]
+    constants = [
+        numpy_helper.from_array(generator.normal(0, 0.2, shape).astype("f4"), n) for n, shape in weights.items()
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, size, size])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])
+    graph = helper.make_graph(nodes, "test", [image], [logits], constants)
+    full = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    full_path = path.with_name(f"full_{path.name}")
+    for model, file, precision in ((quantise(full, inputs, True), path, "int8"), (full, full_path, "fp32")):
+        helper.set_model_props(model, {"efficientnet": info.to_json(), "variant": info.variant, "precision": precision})
+        onnx.save(model, file)
+    return full_path
+
+
 def small_info(classes: list[str], image_size: int = 32, **settings) -> ModelInfo:
     """A description for a folder of these classes, with a mean and a deviation of its own for each channel."""
     preprocess = Preprocess.for_image_size(

@@ -100,7 +100,7 @@ int backward(const Call& call) {
   const Index width = norm.width();
   parameter_gradients(norm, settings.activation, settings.training, upper, y, layer.positions(), call[first + 2], call[first + 3]);
   const Kind convolution(layer, call[1], call[2]);
-  const auto rows_gradient = [&](Index row, Index rows, float* to) {
+  [[maybe_unused]] const auto rows_gradient = [&](Index row, Index rows, float* to) {
     input_gradient(norm, settings.activation, upper + row * width, y + row * width, rows, {to, width, 0});
   };
   if constexpr (std::is_same_v<Kind, Depthwise>) {
