@@ -1,11 +1,12 @@
 """A training step and an evaluation on the CPU: this network in MindSpore beside timm's in PyTorch, in one run.
 
 Each side computes in processes of its own, which wait while the other side is measured. PyTorch gets what makes it fast
-on a CPU: channels_last and one thread for each core.
+on a CPU: channels_last and one thread for each core; --compile adds torch.compile.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -35,6 +36,7 @@ def main(argv=None) -> None:
     parser.add_argument("--variant", choices=VARIANTS, default="b0", help="member of the family")
     parser.add_argument("--repeats", type=positive_int, default=15, help="measurements of each side and case")
     parser.add_argument("--threads", type=positive_int, help="of PyTorch; one for each core when left out")
+    parser.add_argument("--compile", action="store_true", help="PyTorch's network through torch.compile")
     parser.add_argument("--without_kernels", action="store_true", help="MindSpore's own operators, for comparison")
     arguments = parser.parse_args(argv)
     threads = arguments.threads or len(os.sched_getaffinity(0))
@@ -53,7 +55,7 @@ def compare(threads: int, arguments, environment: dict) -> None:
     result = {"first_step_s": round(start.first, 1)}
     for name, (images, pixels, training) in CASES.items():
         sides = [Side("own", [*shapes[name], kernels], environment)]
-        sides.append(Side("peer", [*shapes[name], str(threads)], environment))
+        sides.append(Side("compiled" if arguments.compile else "peer", [*shapes[name], str(threads)], environment))
         times = measure(sides, arguments.repeats)
         memory = [side.close() for side in sides]
         own, peer = (statistics.median(values) for values in times)
@@ -75,7 +77,7 @@ class Side:
     """A process that computes steps when it is asked to.
 
     Args:
-        kind: "own" or "peer".
+        kind: "own", "peer", or "compiled", the peer through torch.compile.
         arguments: of the worker: variant, images, pixels, training, and kernels or threads.
         environment: of the worker.
 
@@ -129,7 +131,8 @@ def measure(sides: list, repeats: int) -> list:
 
 def work(kind: str, variant: str, images: str, pixels: str, training: str, option: str) -> None:
     """What a process does: prepare, then a step for each line of standard input."""
-    prepare = {"own": prepare_own, "peer": prepare_peer}[kind]
+    compiled = functools.partial(prepare_peer, compiled=True)
+    prepare = {"own": prepare_own, "peer": prepare_peer, "compiled": compiled}[kind]
     describe, step = prepare(variant, int(images), int(pixels), training == "1", int(option))
     answer(describe)
     for _ in sys.stdin:
@@ -183,7 +186,7 @@ def own_step(variant: str, images: int, pixels: int, training: bool, kernels):
     return lambda: step(x, y).asnumpy()
 
 
-def prepare_peer(variant: str, images: int, pixels: int, training: bool, threads: int):
+def prepare_peer(variant: str, images: int, pixels: int, training: bool, threads: int, compiled: bool = False):
     """timm's network in PyTorch with the same rates of dropout and the same optimiser."""
     from benchmarks.peers import timm, torch
 
@@ -195,6 +198,8 @@ def prepare_peer(variant: str, images: int, pixels: int, training: bool, threads
     x = torch.randn(images, 3, pixels, pixels).to(memory_format=torch.channels_last)
     y = torch.randint(0, CLASSES, (images,))
     describe = f"PyTorch {torch.__version__}, timm {timm.__version__}, channels_last"
+    if compiled:
+        network, describe = torch.compile(network), f"{describe}, torch.compile"
     if not training:
         network.eval()
 
