@@ -160,8 +160,12 @@ READERS = {
     "convert_weights.py": ("b0.safetensors", "--source b0.safetensors --target r.ckpt {named}", "r.ckpt"),
 }
 """Programs, the model's file that they read, their flags, and what they write."""
-SIZES = {"eval.py": (780, 3600), "infer_onnx.py": (120, 900), "convert_weights.py": (780, 1600)}
-"""MiB of address space: with the least not all libraries can be loaded, with the most there is enough."""
+SIZES = {
+    "address space": {"eval.py": (780, 3600), "infer_onnx.py": (120, 900), "convert_weights.py": (780, 1600)},
+    "control group": {"eval.py": (100, 900), "infer_onnx.py": (20, 200), "convert_weights.py": (100, 600)},
+}
+"""MiB: with the least not all libraries can be loaded, with the most there is enough."""
+CONTROL_GROUPS = Path("/sys/fs/cgroup/memory")
 ENDED_BY_OTHERS = (127, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS)
 """How the C library and MindSpore's threads end a process that has no memory left; nothing of ours is asked."""
 
@@ -173,31 +177,55 @@ def reader_of(name, files):
     return [sys.executable, str(ROOT / name), *flags.format(files=files, named=named).split()], read, written
 
 
+@pytest.fixture(params=SIZES)
+def limit(request):
+    """(what is limited, a function that limits the process that calls it to so many bytes)."""
+    if request.param == "address space":
+        yield request.param, lambda size: resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        return
+    group = CONTROL_GROUPS / f"efficientnet-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("control groups of version 1 cannot be made here")
+
+    def enter(size):
+        (group / "memory.limit_in_bytes").write_text(str(size))
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    yield request.param, enter
+    group.rmdir()
+
+
 @pytest.mark.parametrize("name", READERS)
-def test_within_memory_of_random_sizes(name, files, tmp_path):
-    """A whole result, or a sentence and none; below a size the C library ends the process with its own words."""
+def test_within_memory_of_random_sizes(name, limit, files, tmp_path):
+    """A whole result, or a sentence and none; below a size the C library, or the system, ends the process."""
     command, read, written = reader_of(name, files)
     shutil.copy(files / read, tmp_path)
+    kind, enter = limit
     draw, outcomes = random.Random(name), []
     for _ in range(8):
-        size = int(draw.uniform(*SIZES[name])) << 20
-
-        def limit(size=size):
-            resource.setrlimit(resource.RLIMIT_AS, (size, size))
-
+        size = int(draw.uniform(*SIZES[kind][name])) << 20
         done = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=SECONDS, preexec_fn=limit
+            command,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+            preexec_fn=lambda: enter(size),  # noqa: B023
         )
         outcomes.append(done.returncode)
-        assert done.returncode in (0, 1, *ENDED_BY_OTHERS), done.stderr
+        assert done.returncode in (0, 1, *ENDED_BY_OTHERS, -signal.SIGKILL), done.stderr
         if done.returncode == 1:
             (sentence,) = SENTENCE.findall(done.stderr)
             assert re.search("memory|bad_alloc|ulimit", sentence), sentence
         assert os.listdir(tmp_path).count(written) == (done.returncode == 0)
-        assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+        if done.returncode != -signal.SIGKILL:
+            assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
         (tmp_path / written).unlink(missing_ok=True)
-    print(f"{name}: exit codes {outcomes}")
-    assert any(outcomes)
+    print(f"{name}, {kind}: exit codes {outcomes}")
+    assert any(outcomes) and 0 in outcomes
 
 
 def write_over(source, target):
