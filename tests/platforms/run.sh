@@ -28,10 +28,11 @@ case $name in
 esac
 if [ "$name" = arm64 ] && [ "$#" -eq 0 ]; then
     # What an emulator finishes: pixels, engine, kernels, files, the C++ program, and that a run which began on x86 ends here
-    # with the same numbers.
+    # with the same numbers. Left out is what takes hours, and what needs limits of memory that an emulator does not keep.
     set -- tests/common tests/images tests/kernels tests/ascend310_infer tests/weights/test_checkpoint.py \
         tests/export/test_exporter.py tests/inference tests/training/test_step.py tests/training/test_resume.py \
-        tests/scripts/test_previous_version.py -m "" -k "not Soak and not sanitizers and not random_moments"
+        tests/scripts/test_previous_version.py \
+        -m "" -k "not Soak and not sanitizers and not random_moments and not address_space and not cannot_be_had"
 fi
 [ "$(id -u)" -eq 0 ] || fail "a system is made by root; the two commands in it run as an ordinary user"
 command -v debootstrap > /dev/null || fail "there is no debootstrap; on Debian and Ubuntu: apt-get install debootstrap"
