@@ -128,8 +128,7 @@ def open_model(
     tensor, output = single_input(session, path), pick_output(session)
     batch, input_type, side = check_input(tensor, path)
     metadata = session.get_modelmeta().custom_metadata_map
-    text = metadata.get(METADATA_KEY)
-    info = ModelInfo.from_json(text, path) if text else None
+    info = ModelInfo.from_json(metadata[METADATA_KEY], path) if metadata.get(METADATA_KEY) else None
     if info:
         check_agreement(given, info, path)
         preprocess = info.preprocess
@@ -140,12 +139,11 @@ def open_model(
         raise error(f"{path}: its input is {side} pixels wide, but its images are to be {preprocess.image_size}")
     draft = ModelInfo(num_classes=1, preprocess=preprocess)
     on_npu = target == "Ascend"
-    session, engine = choose_engine(session, path, target, engine, threads, metadata.get("precision") == "int8")
     model = OnnxModel(
         path=path,
         session=session,
         target=target,
-        engine=engine,
+        engine="onnxruntime",
         info=draft,
         described=info is not None,
         input_name=tensor.name,
@@ -154,9 +152,10 @@ def open_model(
         fixed_batch=batch or (batch_size if on_npu else None),
         runner=ThreadPoolExecutor(1, "npu") if on_npu else None,
     )
-    num_classes = count_logits(model)
-    info = settle_classes(info, given, preprocess, num_classes, path)
-    return dataclasses.replace(model, info=info, on_cpu=name_fallen_back(session) if on_npu else "")
+    info = settle_classes(info, given, preprocess, count_logits(model), path)
+    on_cpu = name_fallen_back(session) if on_npu else ""
+    session, engine = choose_engine(session, path, target, engine, threads, metadata.get("precision") == "int8")
+    return dataclasses.replace(model, session=session, engine=engine, info=info, on_cpu=on_cpu)
 
 
 def choose_engine(

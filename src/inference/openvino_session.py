@@ -45,24 +45,30 @@ class OpenVinoSession:
     def __init__(self, path: str, output: str, threads: int, calls: int):
         import openvino
 
-        core = openvino.Core()
+        self.core = openvino.Core()
         try:
-            model = core.read_model(path)
+            model = self.core.read_model(path)
             self.steps_left_out = leave_float(model)
-            model = openvino.Model([model.output(output)], model.get_parameters())
-            self.compiled = core.compile_model(
-                model, "CPU", {**SETTINGS, "NUM_STREAMS": calls, "INFERENCE_NUM_THREADS": threads * calls}
-            )
+            self.model = openvino.Model([model.output(output)], model.get_parameters())
         except Exception as error:
             # OpenVINO's exceptions are RuntimeErrors, but also those of its bindings.
             raise RunError(f"{path}: OpenVINO cannot use it: {str(error).strip().splitlines()[-1]}") from None
+        self.settings = {**SETTINGS, "NUM_STREAMS": calls, "INFERENCE_NUM_THREADS": threads * calls}
+        self.compiled: dict[tuple[int, ...], object] = {}
+        self.lock = threading.Lock()
         self.own = threading.local()
 
     def run(self, outputs: Sequence[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """The one output for the one input."""
-        if not hasattr(self.own, "request"):
-            self.own.request = self.compiled.create_infer_request()
-        return [self.own.request.infer(list(inputs.values()), share_inputs=True)[0]]
+        """The one output for the one input, whose shape the network is compiled for: one of any shape is slower."""
+        (batch,) = inputs.values()
+        with self.lock:
+            if batch.shape not in self.compiled:
+                self.model.reshape(list(batch.shape))
+                self.compiled[batch.shape] = self.core.compile_model(self.model, "CPU", self.settings)
+        requests = self.own.__dict__.setdefault("requests", {})
+        if batch.shape not in requests:
+            requests[batch.shape] = self.compiled[batch.shape].create_infer_request()
+        return [requests[batch.shape].infer([batch], share_inputs=True)[0]]
 
 
 def is_installed() -> bool:
