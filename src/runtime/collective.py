@@ -60,24 +60,24 @@ def mean_over_ranks(shapes: Sequence[tuple[int, ...]], kernels: Kernels | None =
     Returns:
         Cell, from a tuple of tensors to a tuple of tensors of the same shapes.
     """
-    ranks = count_ranks()
-    if kernels and share_memory(kernels.library, shapes):
+    # A rank without kernels asks as well: all of them must take the same way.
+    if ms.get_context("device_target") == "CPU" and share_memory(kernels, shapes):
         return SharedMean(kernels.library, shapes)
-    return MeanInOneMessage(shapes, ranks)
+    return MeanInOneMessage(shapes, count_ranks())
 
 
-def share_memory(library: str, shapes: Sequence[tuple[int, ...]]) -> bool:
+def share_memory(kernels: Kernels | None, shapes: Sequence[tuple[int, ...]]) -> bool:
     """Let all ranks share memory for tensors of these shapes; whether all of them could."""
     rank, ranks = communication.get_rank(), count_ranks()
     token = secrets.randbits(24)  # float32 is exact up to there, and process numbers on Linux are smaller
-    created = create_memory(library, token, ranks, shapes) if rank == 0 else None
+    created = create_memory(kernels.library, token, ranks, shapes) if kernels and rank == 0 else None
     where = np.array([token, os.getpid(), -1 if created is None else created], np.float32)
     where = [int(number) for number in take_from_rank_0({"": where})[""]]
     opened = created if rank == 0 else open_memory(*where)
     try:
-        joined = opened is not None and map_memory(library, opened, rank, ranks, shapes)
+        joined = kernels and opened is not None and map_memory(kernels.library, opened, rank, ranks, shapes)
         # Also the sign that rank 0 may close its file.
-        return sum_floats([float(joined)])[0] == ranks
+        return sum_floats([float(bool(joined))])[0] == ranks
     finally:
         if opened is not None:
             os.close(opened)
