@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import stat
 import subprocess
 import sys
@@ -169,7 +170,8 @@ class TestGraph:
         full, half = build_model(weights, info), build_model(weights, info, np.float16)
         assert half.ByteSize() < 0.52 * full.ByteSize()
         difference = np.abs(run_onnx(half, images)[0] - run_onnx(full, images)[0]).max()
-        assert 0 < difference < 0.02
+        # ONNX Runtime computes such files in float32 on x86, in float16 on Arm.
+        assert 0 < difference < (0.02 if platform.machine() == "x86_64" else 0.04)
 
     def test_float16_refuses_numbers_beyond_its_range(self, network):
         _, weights, info, _ = network
