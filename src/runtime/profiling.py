@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import mindspore as ms
 from mindspore.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
@@ -49,7 +51,13 @@ class StepProfiler(ms.Callback):
         """Write what was recorded, once."""
         if self.is_recording:
             self.is_recording = False
-            self.profiler.stop()
+            # MindSpore forks a process to write the trace. A data set's iterator that is collected there waits without
+            # end for its threads, which are in this process alone; what is frozen is not collected.
+            gc.freeze()
+            try:
+                self.profiler.stop()
+            finally:
+                gc.unfreeze()
             print(
                 f"profile: {done - self.begun_after} steps after step {self.begun_after}, in {self.folder}", flush=True
             )

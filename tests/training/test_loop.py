@@ -1,10 +1,12 @@
 """What happens around the step, on a tiny network: evaluation, best score, early end, saving, numbers that are none."""
 
 import csv
+import gc
 import json
 import os
 import re
 import signal
+from types import SimpleNamespace
 
 import mindspore as ms
 import mindspore.dataset as ds
@@ -333,3 +335,31 @@ def test_the_profiler_records_as_many_steps_after_the_first_as_asked_for_and_the
     assert counts["BiasAdd"] == recorded
     (trace,) = (tmp_path / "profile").glob("*/ASCEND_PROFILER_OUTPUT/trace_view.json")
     assert any("MatMul" in event["name"] for event in json.loads(trace.read_text()))
+
+
+def test_a_process_that_the_profiler_forks_collects_nothing_of_this_one(tmp_path):
+    """There, a data set's iterator would wait for threads that it does not have, and the run for that process."""
+    codes, parent = [], os.getpid()
+
+    class Cycle:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            if os.getpid() != parent:
+                os._exit(7)
+
+    def stop():
+        child = os.fork()
+        if child == 0:
+            gc.collect()
+            os._exit(0)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    profiler = StepProfiler(1, str(tmp_path), "CPU")
+    profiler.profiler = SimpleNamespace(stop=stop)
+    profiler.begun_after, profiler.is_recording = 0, True
+    Cycle()
+    profiler.finish(1)
+    assert codes == [0]
+    assert gc.get_freeze_count() == 0
