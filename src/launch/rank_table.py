@@ -115,7 +115,7 @@ def parse_server(entry: object) -> Server:
     if not isinstance(devices, list) or not devices:
         raise ValueError(f"lists no device for server {server_id}")
     parsed = [parse_device(device, server_id) for device in devices]
-    check_once([device.device_id for device in parsed], f"device_id {{}} of server {server_id}")
+    check_once([device.device_id for device in parsed], "device_id", f" of server {server_id}")
     return Server(server_id, tuple(sorted(parsed, key=lambda device: device.rank)))
 
 
@@ -136,20 +136,20 @@ def parse_device(entry: object, server_id: str) -> RankedDevice:
 def check_servers(servers: tuple[Server, ...]) -> None:
     """Refuse servers, ranks or addresses that are given twice, and missing ranks; errors as in `parse_table`."""
     devices = [device for server in servers for device in server.devices]
-    check_once([server.server_id for server in servers], "server {}")
-    check_once([device.rank for device in devices], "rank {}")
-    check_once([device.device_ip for device in devices if device.device_ip], "device_ip {}")
+    check_once([server.server_id for server in servers], "server")
+    check_once([device.rank for device in devices], "rank")
+    check_once([device.device_ip for device in devices if device.device_ip], "device_ip")
     missing = sorted(set(range(len(devices))) - {device.rank for device in devices})
     if missing:
         raise ValueError(f"lists {len(devices)} devices, but rank {missing[0]} is missing")
 
 
-def check_once(values: list, what: str) -> None:
-    """Refuse a value that is given twice; `what` names it, with {} in its place. Errors as in `parse_table`."""
+def check_once(values: list, what: str, where: str = "") -> None:
+    """Refuse a value that is given twice; `what` and `where` name it. Errors as in `parse_table`."""
     seen = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"gives {what.format(value)} twice")
+            raise ValueError(f"gives {what} {value}{where} twice")
         seen.add(value)
 
 

@@ -43,6 +43,7 @@ class TestReadRankTable:
             (json.dumps(table_of(("a", [(0, 0)]), ("b", [(0, 0)]))), "gives rank 0 twice"),
             (json.dumps(table_of(("a", [(0, 0)]), ("a", [(0, 1)]))), "gives server a twice"),
             (json.dumps(table_of(("a", [(3, 0), (3, 1)]))), "gives device_id 3 of server a twice"),
+            (json.dumps(table_of(("{}{1}", [(3, 0), (3, 1)]))), "gives device_id 3 of server {}{1} twice"),
             (json.dumps(table_of(("a", [(0, 0), (1, 2)]))), "lists 2 devices, but rank 1 is missing"),
             (json.dumps(table_of(("a", [(0, 1), (1, 2)]))), "lists 2 devices, but rank 0 is missing"),
             (json.dumps(table_of(("a", [(0, -1)]))), "whose rank_id is '-1', not a whole number"),
