@@ -65,7 +65,7 @@ if [ "$machine" != amd64 ] && [ "$(uname -m)" = x86_64 ]; then
             "CPU implementer" 0x48 "CPU architecture" 8 "CPU variant" 0x1 "CPU part" 0xd01 "CPU revision" 0
         echo
     done > "$system/cpuinfo"
-    # Nor can a sanitizer look for leaks there.
+    # Nor can a sanitizer look for leaks there, and NumPy warns of the emulated arithmetic.
     emulated=yes
 fi
 
@@ -90,7 +90,7 @@ exec unshare --mount --pid --fork --kill-child sh -euc '
             PIP_NO_CACHE_DIR=1 PIP_FIND_LINKS=/wheels PIP_DISABLE_PIP_VERSION_CHECK=1 \
             ${PIP_INDEX_URL:+PIP_INDEX_URL="$PIP_INDEX_URL"} ${PIP_CERT:+PIP_CERT="$PIP_CERT"} \
             ${PIP_DEFAULT_TIMEOUT:+PIP_DEFAULT_TIMEOUT="$PIP_DEFAULT_TIMEOUT"} \
-            ${emulated:+ASAN_OPTIONS=detect_leaks=0} "$@"
+            ${emulated:+ASAN_OPTIONS=detect_leaks=0 PYTHONWARNINGS=ignore::UserWarning} "$@"
         chroot "$system" "$@"
     }
     run root sh /home/tester/inside.sh system
