@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Sequence
 
-import numpy as np
 from mindspore import nn
 
 from src.kernels.operators import operator
@@ -76,7 +76,7 @@ def map_memory(library: str, descriptor: int, rank: int, ranks: int, shapes: Seq
 
 def count_numbers(shapes: Sequence[tuple[int, ...]]) -> int:
     """How many numbers tensors of these shapes have."""
-    return sum(int(np.prod(shape, dtype=int)) for shape in shapes)
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def functions_of(library: str) -> ctypes.CDLL:

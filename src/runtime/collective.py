@@ -55,7 +55,8 @@ def mean_over_ranks(shapes: Sequence[tuple[int, ...]], kernels: Kernels | None =
 
     Args:
         shapes: of the tensors.
-        kernels: through which processes of one machine share memory, instead of sending messages; None only sends.
+        kernels: those of a CPU, through which processes of one machine share memory instead of sending messages; None
+            only sends, and so does every other device.
 
     Returns:
         Cell, from a tuple of tensors to a tuple of tensors of the same shapes.

@@ -200,8 +200,7 @@ def create_train_step(run: Run, network: EfficientNet) -> TrainStep:
     loss = CrossEntropySmooth(run.smoothing, config.class_num, class_weights=weights)
     reduce = None
     if run.device.rank_size > 1:
-        kernels = run.kernels if isinstance(run.kernels, Kernels) else None
-        reduce = mean_over_ranks([weight.shape for weight in parameters], kernels)
+        reduce = mean_over_ranks([weight.shape for weight in parameters], run.kernels)
     return TrainStep(computing, loss, optimizer, settings, frozen=frozen, reduce=reduce).set_train()
 
 
