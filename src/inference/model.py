@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
 
-from src.common.cli import RunError, UsageError
+from src.common.cli import RunError, UsageError, printable
 from src.common.machine import count_cores
 from src.images.preprocess import normalise
 from src.inference.openvino_session import MANY_STEPS, OpenVinoSession, is_installed
@@ -32,7 +32,6 @@ class OnnxModel:
         path: the file.
         session: ONNX Runtime's or OpenVINO's.
         target: "CPU", "GPU" or "Ascend".
-        engine: "onnxruntime" or "openvino".
         info: what it expects and tells apart; the variant, padding and epsilon of a file that does not describe itself
             are not known, and nothing here depends on them.
         described: whether the file said so itself.
@@ -41,12 +40,12 @@ class OnnxModel:
         fixed_batch: the only batch size that it takes, or that its device is to get; None for any.
         runner: the one thread that runs it, where the device wants one; None: each caller's own.
         on_cpu: what its NPU leaves to the CPU, in words; empty where there is nothing, or no NPU.
+        engine: "onnxruntime" or "openvino".
     """
 
     path: str
     session: onnxruntime.InferenceSession | OpenVinoSession
     target: str
-    engine: str
     info: ModelInfo
     described: bool
     input_name: str
@@ -55,6 +54,7 @@ class OnnxModel:
     fixed_batch: int | None
     runner: ThreadPoolExecutor | None = None
     on_cpu: str = ""
+    engine: str = "onnxruntime"
 
     def describe(self) -> str:
         """A line on what runs and how an image is prepared."""
@@ -143,7 +143,6 @@ def open_model(
         path=path,
         session=session,
         target=target,
-        engine="onnxruntime",
         info=draft,
         described=info is not None,
         input_name=tensor.name,
@@ -154,43 +153,41 @@ def open_model(
     )
     info = settle_classes(info, given, preprocess, count_logits(model), path)
     on_cpu = name_fallen_back(session) if on_npu else ""
-    session, engine = choose_engine(session, path, target, engine, threads, metadata.get("precision") == "int8")
-    return dataclasses.replace(model, session=session, engine=engine, info=info, on_cpu=on_cpu)
+    model = dataclasses.replace(model, info=info, on_cpu=on_cpu)
+    return choose_engine(model, engine, threads, metadata.get("precision") == "int8")
 
 
-def choose_engine(
-    session: onnxruntime.InferenceSession, path: str, target: str, engine: str | None, threads: int, int8: bool
-) -> tuple[onnxruntime.InferenceSession | OpenVinoSession, str]:
-    """The session that computes, and the name of its engine.
+def choose_engine(model: OnnxModel, engine: str | None, threads: int, int8: bool) -> OnnxModel:
+    """The model with the session of the engine that computes.
 
     Args:
-        session: ONNX Runtime's, of the same file.
-        path, target, threads: of `open_model`.
+        model: with ONNX Runtime's session.
         engine: "onnxruntime" or "openvino"; None takes OpenVINO, where it is installed, for int8 files with swish on a
             CPU, and ONNX Runtime for all others.
+        threads: that one call uses.
         int8: whether the file says that it is int8.
 
     Raises:
         UsageError: if OpenVINO is asked for where it is not.
         RunError: if it is asked for and cannot use the file.
     """
-    if engine == "openvino" and target != "CPU":
-        raise UsageError(f"--engine openvino computes on the CPU, but --device_target is {target}")
+    if engine == "openvino" and model.target != "CPU":
+        raise UsageError(f"--engine openvino computes on the CPU, but --device_target is {model.target}")
     if engine == "openvino" and not is_installed():
         raise UsageError("--engine openvino: it is not installed; pip install openvino")
-    wanted = engine == "openvino" or (engine is None and int8 and target == "CPU" and is_installed())
+    wanted = engine == "openvino" if engine else int8 and model.target == "CPU" and is_installed()
     if not wanted:
-        return session, "onnxruntime"
+        return model
     try:
-        by_openvino = OpenVinoSession(path, pick_output(session), threads, max(1, count_cores() // threads))
+        session = OpenVinoSession(model.path, model.output_name, threads, max(1, count_cores() // threads))
     except RunError as error:
         if engine:
             raise
-        print(f"note: OpenVINO is not used: {error}", file=sys.stderr, flush=True)
-        return session, "onnxruntime"
-    if engine or by_openvino.steps_left_out > MANY_STEPS:
-        return by_openvino, "openvino"
-    return session, "onnxruntime"
+        print(f"note: OpenVINO is not used: {printable(str(error))}", file=sys.stderr, flush=True)
+        return model
+    if engine or session.steps_left_out > MANY_STEPS:
+        return dataclasses.replace(model, session=session, engine="openvino")
+    return model
 
 
 def single_input(session: onnxruntime.InferenceSession, path: str):

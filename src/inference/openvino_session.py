@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from src.common.cli import RunError
+from src.inference.session import runtime_sentence
 
 INT8_READERS = frozenset(("Convolution", "GroupConvolution", "MatMul", "Add", "Result"))
 """What OpenVINO computes in int8, with what follows it in float; and the model's outputs, which stay as they are."""
@@ -52,7 +53,7 @@ class OpenVinoSession:
             self.model = openvino.Model([model.output(output)], model.get_parameters())
         except Exception as error:
             # OpenVINO's exceptions are RuntimeErrors, but also those of its bindings.
-            raise RunError(f"{path}: OpenVINO cannot use it: {str(error).strip().splitlines()[-1]}") from None
+            raise RunError(f"{path}: OpenVINO cannot use it: {runtime_sentence(error).splitlines()[-1]}") from None
         self.settings = {**SETTINGS, "NUM_STREAMS": calls, "INFERENCE_NUM_THREADS": threads * calls}
         self.compiled: dict[tuple[int, ...], object] = {}
         self.lock = threading.Lock()

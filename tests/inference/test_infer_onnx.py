@@ -1084,8 +1084,8 @@ class TestScript:
         """What the script loads of its own accord decides how fast it starts."""
         code = (
             "import sys, infer_onnx; infer_onnx.main(sys.argv[1:]); "
-            "heavy = {'mindspore', 'torch', 'onnx', 'matplotlib', 'pandas', 'scipy', 'sklearn', 'tqdm', 'jinja2'}; "
-            "heavy.add('openvino'); "
+            "heavy = {'mindspore', 'torch', 'onnx', 'openvino', 'matplotlib', 'pandas', 'scipy', 'sklearn', 'tqdm', "
+            "'jinja2'}; "
             "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
         )
         command = [sys.executable, "-c", code, "--onnx_path", "model.onnx", "--dataset_path", "data"]

@@ -3,6 +3,7 @@
 import concurrent.futures
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -112,4 +113,4 @@ def test_it_is_for_cpus(files, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, input="")
     assert done.returncode == 2 and "expected one of onnxruntime, openvino" in done.stderr
     with pytest.raises(UsageError, match="--engine openvino computes on the CPU, but --device_target is GPU"):
-        inference_model.choose_engine(None, "a.onnx", "GPU", "openvino", 1, False)
+        inference_model.choose_engine(SimpleNamespace(target="GPU"), "openvino", 1, False)

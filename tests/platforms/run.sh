@@ -76,7 +76,7 @@ exec unshare --mount --pid --fork --kill-child sh -euc '
     system=$1 wheels=$2 epochs=$3 emulated=$4
     shift 4
     mount -t proc proc "$system/proc"
-    [ ! -f "$system/cpuinfo" ] || mount --bind "$system/cpuinfo" "$system/proc/cpuinfo"
+    [ -z "$emulated" ] || mount --bind "$system/cpuinfo" "$system/proc/cpuinfo"
     mount --rbind /dev "$system/dev"
     mount -t sysfs -o ro sysfs "$system/sys"
     [ -z "$wheels" ] || mount --bind "$wheels" "$system/wheels"

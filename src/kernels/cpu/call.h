@@ -1,13 +1,16 @@
-// How MindSpore calls an operator: arrays of pointers, ranks, shapes and types.
+// How MindSpore calls an operator: arrays of pointers, ranks, shapes and types; and how its phases are timed.
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <initializer_list>
+#include <map>
 #include <new>
 #include <numeric>
+#include <string>
 
 #include "vector.h"
 
@@ -54,3 +57,29 @@ inline int run(int (*operation)(const Call&), int count, void** data, int* ranks
     return kNoMemory;
   }
 }
+
+// Where the time goes. With -DKERNELS_PROFILE, PHASE("name") counts the time until the end of its block under that name;
+// without it, it is nothing. See benchmarks/step_profile.py.
+#ifdef KERNELS_PROFILE
+
+class Phase {
+ public:
+  explicit Phase(const char* name) : name_(name), start_(std::chrono::steady_clock::now()) {}
+  ~Phase() { seconds()[name_] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+  // Only the thread that calls operators has phases.
+  static std::map<std::string, double>& seconds() {
+    static std::map<std::string, double> seconds;
+    return seconds;
+  }
+
+ private:
+  const char* name_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+#define PHASE(name) const Phase phase(name)
+
+#else
+#define PHASE(name)
+#endif

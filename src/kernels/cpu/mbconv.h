@@ -4,8 +4,8 @@
 // backward pass does so again.
 #pragma once
 
+#include "call.h"
 #include "depthwise.h"
-#include "phase.h"
 #include "pointwise.h"
 #include "squeeze.h"
 
