@@ -95,6 +95,8 @@ class EfficientNet(nn.Cell):
         rates.append(architecture.dropout_rate if dropout_rate is None else dropout_rate)
         self.rates = tuple(rates)
         self.dropping = tuple(i for i, rate in enumerate(rates) if rate != 0)
+        self.dropped_blocks = sum(i < len(blocks) for i in self.dropping)
+        self.drops_features = len(self.dropping) - self.dropped_blocks
         if self.dropping:
             self.masks = KeepMasks([rates[i] for i in self.dropping], self.dropping, seed)
         self.features = width
@@ -107,27 +109,24 @@ class EfficientNet(nn.Cell):
         masks = self.draw_masks(x.shape[0], x.dtype)
         x = self.stem(x)
         for i, block in enumerate(self.blocks):
-            x = block(x, masks[i])
+            x = block(x, self.mask_of(masks, i))
         x = self.mean(self.head(x))
-        return self.classifier(self.dropout(x, masks[-1]))
+        return self.classifier(self.dropout(x, self.mask_of(masks, len(self.blocks))))
 
     def draw_masks(self, images: int, dtype):
-        """The masks of this training step's drop-connect, block by block, and of its dropout; None for no mask."""
-        count = len(self.blocks) + 1
+        """The masks of this training step's drop-connect and dropout where there are any; None in evaluation."""
         if not self.training:
-            return (None,) * count
+            return None
         step = self.random_step + 1
         ops.assign(self.random_step, step)
         if not self.dropping:
-            return (None,) * count
-        sizes = ()
-        for i in self.dropping:
-            sizes += (images if i < count - 1 else images * self.features,)
-        drawn = self.masks(step, sizes, dtype)
-        masks = ()
-        for i in range(count):
-            masks += (drawn[self.dropping.index(i)] if i in self.dropping else None,)
-        return masks
+            return None
+        sizes = (images,) * self.dropped_blocks + (images * self.features,) * self.drops_features
+        return self.masks(step, sizes, dtype)
+
+    def mask_of(self, masks, i: int):
+        """The mask of a block, or behind the blocks of dropout; None for no mask."""
+        return None if masks is None or i not in self.dropping else masks[self.dropping.index(i)]
 
     def freeze(self, parts: int) -> list[nn.Cell]:
         """Hold the first parts of the network fixed: 1 is the stem, each further one adds a stage, the last the head.

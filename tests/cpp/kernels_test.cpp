@@ -329,6 +329,34 @@ void check_block(Index count, Index in, Index hidden, Index out, Index squeezed,
     if (bits.empty()) bits = all;
     passes(std::memcmp(bits.data(), all.data(), all.size() * sizeof(float)) == 0, "threads change a gradient");
   }
+
+  // With the moving statistics, which stay, and by the operator of evaluation: by images, and by parts of images where there
+  // are more threads than images.
+  settings[3] = 0.0f, mask.fill(1.0f);
+  for (std::size_t i = 1; i < moving.size(); i += 2) moving[i]->fill(0.7f);
+  std::vector<float> before, after;
+  const auto copy_moving = [&](std::vector<float>& to) {
+    for (Tensor* tensor : moving) to.insert(to.end(), tensor->data(), tensor->data() + tensor->size());
+  };
+  copy_moving(before);
+  passes(call(mbconv_train, joined({{&settings, &x, &mask}, weights, moving, {&result}, kept})) == 0, "train fails");
+  copy_moving(after);
+  passes(before == after, "evaluation moves statistics");
+  Tensor evaluated(made), again(made);
+  for (auto [threads, to] : {std::pair{1, &evaluated}, {static_cast<int>(count) + 2, &again}}) {
+    kernels_set_threads(threads);
+    passes(call(mbconv_infer, joined({{&settings, &x}, weights, moving, {to}})) == 0, "infer fails");
+  }
+  passes(evaluated.is_padded(out), "evaluation is not finite, or not zero in added channels");
+  passes(std::memcmp(evaluated.data(), again.data(), sizeof(float) * static_cast<std::size_t>(again.size())) == 0,
+         "threads change the evaluation");
+  double size = 0.0;
+  worst = 0.0;
+  for (Index i = 0; i < result.size(); ++i) {
+    worst = std::max<double>(worst, std::abs(evaluated[i] - result[i]));
+    size = std::max<double>(size, std::abs(result[i]));
+  }
+  passes(worst < 1e-5 * (1.0 + size), "evaluation differs from the layers");
 }
 
 void check_rmsprop() {
@@ -470,6 +498,10 @@ int check_all_failures() {
   backward.insert(backward.end(), {wide, wide});
   check_failures("block", mbconv_train, forward);
   check_failures("block", mbconv_backward, backward);
+  std::vector<Shape> evaluation{n, x};
+  evaluation.insert(evaluation.end(), weights.begin(), weights.end());
+  evaluation.insert(evaluation.end(), {w, w, w, w, v, v, x});
+  check_failures("block", mbconv_infer, evaluation);
 
   // The lock of the stock of blocks is taken for a task, not for its rows and channels.
   std::vector<long> needed;
@@ -529,6 +561,8 @@ int main(int argc, char**) {
     check_block(1, 10, 10, 16, 3, 5, 1, 3, 2, activation);
     check_block(20, 7, 40, 7, 2, 2, 3, 5, 1, activation);
     check_block(5, 100, 400, 100, 25, 5, 5, 3, 1, activation);
+    check_block(1, 16, 96, 24, 4, 60, 90, 3, 2, activation);
+    check_block(2, 32, 32, 16, 8, 21, 60, 5, 1, activation);
   }
   check_rmsprop();
   if (!failures) std::printf("all layers are right\n");

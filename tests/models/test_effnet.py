@@ -357,7 +357,7 @@ def test_training_drops_whole_branches_inside_the_network():
     network = small_network(drop_connect_rate=0.9).set_train()
     block = network.blocks[14]
     x = Tensor(np.random.default_rng(0).standard_normal((64, block.project.conv.out_channels, 2, 2)).astype(np.float32))
-    y = block(x, network.draw_masks(64, ms.float32)[14]).asnumpy()
+    y = block(x, network.mask_of(network.draw_masks(64, ms.float32), 14)).asnumpy()
     untouched = (y == x.asnumpy()).all((1, 2, 3))
     # The rate is 0.9 * 14 / 16; five deviations of 64 draws.
     rate = 0.9 * 14 / 16

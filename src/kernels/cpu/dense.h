@@ -24,14 +24,21 @@ class Dense {
     for (Index column = 0; column < out_; column += kPanel)
       pack_panel(weight_, 1, depth_, depth_, column, layer_.out_channels, panel_width(column, out_),
                  packed + column * depth_);
+    const Index kernel = layer_.kernel, stride = layer_.stride, width = layer_.out_width;
     parallel(blocks(), [&](Index block) {
-      const Scratch patches(band_ * layer_.out_width * columns_);
       const Band band = this->band(block);
-      unfold(band, patches);
-      for (Index column = 0; column < out_; column += kPanel) {
-        const Index width = panel_width(column, out_);
-        product<false>(patches, columns_, packed + column * depth_, width, band.positions, depth_,
-                       y + band.position * out_ + column, out_, width, false);
+      const Index height = (band.positions / width - 1) * stride + kernel, across = (width - 1) * stride + kernel;
+      const Scratch seen(layer_.in_channels * height * across);
+      read(band, height, across, seen);
+      std::vector<const float*> taps(depth_);
+      for (Index row = 0; row < band.positions / width; ++row) {
+        for (Index tap = 0; tap < depth_; ++tap)
+          taps[tap] = seen + (tap / kernel / kernel * height + row * stride + tap / kernel % kernel) * across + tap % kernel;
+        for (Index column = 0; column < out_; column += kPanel) {
+          const Index panel = panel_width(column, out_);
+          product(Taps{taps.data(), stride}, packed + column * depth_, panel, width, depth_,
+                  y + (band.position + row * width) * out_ + column, out_, panel, false);
+        }
       }
       finish(block, y + band.position * out_, band.positions, 0, out_);
     });
@@ -40,24 +47,24 @@ class Dense {
   // The weight's gradient; see Pointwise::backward.
   template <typename OutputGradient>
   void backward(const OutputGradient& output_gradient, float* weight_gradient) const {
-    const Index groups = group_count(blocks()), size = out_ * columns_;
+    const Index groups = group_count(blocks()), size = depth_ * out_;
     const Scratch partial(groups * size);
     parallel(groups, [&](Index group) {
-      const Scratch patches(band_ * layer_.out_width * columns_), gradient(band_ * layer_.out_width * out_);
+      const Scratch patches(band_ * layer_.out_width * depth_), gradient(band_ * layer_.out_width * out_);
       const Index begin = blocks() * group / groups, end = blocks() * (group + 1) / groups;
       for (Index block = begin; block < end; ++block) {
         const Band band = this->band(block);
         unfold(band, patches);
         output_gradient(band.position, band.positions, gradient);
-        for (Index column = 0; column < columns_; column += kPanel)
-          product<true>(gradient, out_, patches + column, columns_, out_, band.positions,
-                        partial + group * size + column, columns_, panel_width(column, columns_), block > begin);
+        for (Index column = 0; column < out_; column += kPanel)
+          product(Rows{patches, band.positions}, gradient + column, out_, depth_, band.positions,
+                         partial + group * size + column, out_, panel_width(column, out_), block > begin);
       }
     });
     const Scratch sum(size);
     add_groups(partial, groups, size, sum);
     for (Index o = 0; o < layer_.out_channels; ++o)
-      std::memcpy(weight_gradient + o * depth_, sum + o * columns_, sizeof(float) * depth_);
+      for (Index tap = 0; tap < depth_; ++tap) weight_gradient[o * depth_ + tap] = sum[tap * out_ + o];
   }
 
   // The images' gradient, which training does not need.
@@ -76,7 +83,7 @@ class Dense {
         output_gradient(band.position, band.positions, gradient);
         for (Index column = 0; column < columns_; column += kPanel) {
           const Index width = panel_width(column, columns_);
-          product<false>(gradient, out_, packed + column * layer_.out_channels, width, band.positions,
+          product(Rows{gradient, out_}, packed + column * layer_.out_channels, width, band.positions,
                          layer_.out_channels, patches + column, columns_, width, false);
         }
         const float* patch = patches;
@@ -114,11 +121,40 @@ class Dense {
     }
   }
 
-  // Rows of what each position sees, behind each other, with zeros where it sees no pixel.
-  void unfold(const Band& band, float* patches) const {
-    std::memset(patches, 0, sizeof(float) * band.positions * columns_);
+  // What a band sees of each channel, so many rows and columns, with zeros where there is no pixel.
+  void read(const Band& band, Index height, Index width, float* seen) const {
     const float* image = x_ + band.image * layer_.in_channels * layer_.in_height * layer_.in_width;
-    each_tap(band, [&](Index position, Index tap, Index offset) { patches[position * columns_ + tap] = image[offset]; });
+    const Index left = std::min(width, layer_.left), end = std::min(width, layer_.left + layer_.in_width);
+    for (Index channel = 0; channel < layer_.in_channels; ++channel, image += layer_.in_height * layer_.in_width)
+      for (Index row = 0; row < height; ++row, seen += width) {
+        const Index from = band.row * layer_.stride - layer_.top + row;
+        const bool inside = from >= 0 && from < layer_.in_height;
+        std::fill(seen, seen + width, 0.0f);
+        if (inside) std::copy_n(image + from * layer_.in_width, end - left, seen + left);
+      }
+  }
+
+  // For each tap, what the positions see through it, side by side: zeros where there is no pixel.
+  void unfold(const Band& band, float* patches) const {
+    const Index kernel = layer_.kernel, stride = layer_.stride, width = layer_.out_width;
+    const float* image = x_ + band.image * layer_.in_channels * layer_.in_height * layer_.in_width;
+    for (Index tap = 0; tap < depth_; ++tap, image += tap % (kernel * kernel) ? 0 : layer_.in_height * layer_.in_width) {
+      const Index down = tap / kernel % kernel - layer_.top, across = tap % kernel - layer_.left;
+      // The first output whose pixel is not left of the image, and the first whose pixel is right of it.
+      const Index first = std::min(width, std::max<Index>(0, (stride - 1 - across) / stride));
+      const Index end = std::clamp((layer_.in_width - across + stride - 1) / stride, first, width);
+      for (Index row = band.row; row < band.row + band.positions / width; ++row, patches += width) {
+        const Index from = row * stride + down;
+        if (from < 0 || from >= layer_.in_height) {
+          std::fill(patches, patches + width, 0.0f);
+          continue;
+        }
+        std::fill(patches, patches + first, 0.0f);
+        const float* pixels = image + from * layer_.in_width + across;
+        for (Index w = first; w < end; ++w) patches[w] = pixels[w * stride];
+        std::fill(patches + end, patches + width, 0.0f);
+      }
+    }
   }
 
   Layer layer_;

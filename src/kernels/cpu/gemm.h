@@ -32,11 +32,36 @@ constexpr Index kRowBlock = 48;
 
 inline Index panel_width(Index column, Index columns) { return std::min(kPanel, columns - column); }
 
-// c[r, :] (+)= sum over k of a(r, k) * b[k, :], for `rows` rows and `vectors` vectors of columns.
-// a(r, k) is a[r * lda + k], or a[k * lda + r] where `transposed`.
-template <int rows, int vectors, bool transposed>
-inline __attribute__((always_inline)) void tile(
-    const float* a, Index lda, const float* b, Index ldb, Index depth, float* c, Index ldc, bool add) {
+// Left factors of a product: of row r, at a k that goes up by `next`. Here a[r, k] lies at a[r * step + k].
+struct Rows {
+  const float* a;
+  Index step;
+  float operator()(Index r) const { return a[r * step]; }
+  void next() { ++a; }
+  Rows from(Index row) const { return {a + row * step, step}; }
+};
+
+// a[r, k] lies at a[k * step + r].
+struct Columns {
+  const float* a;
+  Index step;
+  float operator()(Index r) const { return a[r]; }
+  void next() { a += step; }
+  Columns from(Index row) const { return {a + row, step}; }
+};
+
+// a[r, k] lies at taps[k][r * step].
+struct Taps {
+  const float* const* taps;
+  Index step, first = 0;
+  float operator()(Index r) const { return (*taps)[first + r * step]; }
+  void next() { ++taps; }
+  Taps from(Index row) const { return {taps, step, first + row * step}; }
+};
+
+// c[r, :] (+)= sum over k of a[r, k] * b[k, :], for `rows` rows and `vectors` vectors of columns.
+template <int rows, int vectors, typename Left>
+inline __attribute__((always_inline)) void tile(Left a, const float* b, Index ldb, Index depth, float* c, Index ldc, bool add) {
   Vector sum[rows][vectors];
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r)
@@ -48,11 +73,11 @@ inline __attribute__((always_inline)) void tile(
     for (int v = 0; v < vectors; ++v) right[v] = load(b + v * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      const Vector left = broadcast(transposed ? a[r] : a[r * lda]);
+      const Vector left = broadcast(a(r));
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sum[r][v] += left * right[v];
     }
-    a += transposed ? lda : 1;
+    a.next();
     b += ldb;
   }
 #pragma GCC unroll 16
@@ -64,42 +89,38 @@ inline __attribute__((always_inline)) void tile(
     }
 }
 
-template <int vectors, bool transposed>
-void panel_product(const float* a, Index lda, const float* b, Index ldb, Index rows, Index depth, float* c, Index ldc,
-                   bool add) {
+template <int vectors, typename Left>
+void panel_product(const Left& a, const float* b, Index ldb, Index rows, Index depth, float* c, Index ldc, bool add) {
   constexpr int most = kTileRows<vectors>;
-  const Index step = transposed ? 1 : lda;
   Index r = 0;
-  for (; r + most <= rows; r += most)
-    tile<most, vectors, transposed>(a + r * step, lda, b, ldb, depth, c + r * ldc, ldc, add);
-  for (; r + 4 <= rows; r += 4) tile<4, vectors, transposed>(a + r * step, lda, b, ldb, depth, c + r * ldc, ldc, add);
-  for (; r < rows; ++r) tile<1, vectors, transposed>(a + r * step, lda, b, ldb, depth, c + r * ldc, ldc, add);
+  for (; r + most <= rows; r += most) tile<most, vectors>(a.from(r), b, ldb, depth, c + r * ldc, ldc, add);
+  for (; r + 4 <= rows; r += 4) tile<4, vectors>(a.from(r), b, ldb, depth, c + r * ldc, ldc, add);
+  for (; r < rows; ++r) tile<1, vectors>(a.from(r), b, ldb, depth, c + r * ldc, ldc, add);
 }
 
 // The same for the columns of one panel, `width` of them.
-template <bool transposed>
-void product(const float* a, Index lda, const float* b, Index ldb, Index rows, Index depth, float* c, Index ldc,
-             Index width, bool add) {
+template <typename Left>
+void product(const Left& a, const float* b, Index ldb, Index rows, Index depth, float* c, Index ldc, Index width, bool add) {
   switch (width / kLanes) {
     case 1:
-      return panel_product<1, transposed>(a, lda, b, ldb, rows, depth, c, ldc, add);
+      return panel_product<1>(a, b, ldb, rows, depth, c, ldc, add);
     case 2:
-      return panel_product<2, transposed>(a, lda, b, ldb, rows, depth, c, ldc, add);
+      return panel_product<2>(a, b, ldb, rows, depth, c, ldc, add);
 #if VECTOR_BYTES != 32
     case 3:
-      return panel_product<3, transposed>(a, lda, b, ldb, rows, depth, c, ldc, add);
+      return panel_product<3>(a, b, ldb, rows, depth, c, ldc, add);
 #endif
 #if VECTOR_BYTES == 16
     case 4:
-      return panel_product<4, transposed>(a, lda, b, ldb, rows, depth, c, ldc, add);
+      return panel_product<4>(a, b, ldb, rows, depth, c, ldc, add);
 #endif
   }
 }
 
 // Copies a panel of matrix(k, column) = from[k * row_step + column * column_step] to to[k, width], columns beyond
-// `columns` as zeros.
+// `columns` as zeros; times scale[column], if there is one.
 inline void pack_panel(const float* from, Index row_step, Index column_step, Index depth, Index column, Index columns,
-                       Index width, float* to) {
+                       Index width, float* to, const float* scale = nullptr) {
   const Index valid = std::max<Index>(0, std::min(width, columns - column));
   from += column * column_step;
   // Some rows at a time, so that what is read and what is written lies close together.
@@ -109,8 +130,10 @@ inline void pack_panel(const float* from, Index row_step, Index column_step, Ind
     if (column_step == 1) {
       for (Index k = first; k < last; ++k) std::copy_n(from + k * row_step, valid, to + k * width);
     } else {
-      for (Index j = 0; j < valid; ++j)
-        for (Index k = first; k < last; ++k) to[k * width + j] = from[k * row_step + j * column_step];
+      for (Index j = 0; j < valid; ++j) {
+        const float factor = scale ? scale[column + j] : 1.0f;
+        for (Index k = first; k < last; ++k) to[k * width + j] = factor * from[k * row_step + j * column_step];
+      }
     }
     for (Index k = first; k < last; ++k) std::fill(to + k * width + valid, to + (k + 1) * width, 0.0f);
   }

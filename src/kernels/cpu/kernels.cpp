@@ -6,6 +6,7 @@
 
 #include "call.h"
 #include "dense.h"
+#include "evaluation.h"
 #include "mbconv.h"
 #include "ranks.h"
 #include "rmsprop.h"
@@ -34,17 +35,27 @@ Layer read_layer(const Call& call, int x, int weight, const Settings& settings) 
   return layer;
 }
 
+// Whether a tensor is the weight of such a convolution.
+template <typename Kind>
+bool is_weight(const Call& call, int weight, const Settings& settings) {
+  if (call.rank(weight) != 4 || call.size(weight, 2) != call.size(weight, 3)) return false;
+  if (settings.stride < 1 || settings.activation > Activation::kRelu6) return false;
+  const Index kernel = call.size(weight, 2);
+  if (std::is_same_v<Kind, Depthwise> && (call.size(weight, 1) != 1 || kernel > kMostRows)) return false;
+  return !std::is_same_v<Kind, Pointwise> || (kernel == 1 && settings.stride == 1);
+}
+
+bool is_output(const Call& call, int y, const Layer& layer) {
+  return call.is(y, {layer.images, layer.out_height, layer.out_width, padded(layer.out_channels)});
+}
+
 template <typename Kind>
 bool fits(const Call& call, int x, int weight, int y, const Settings& settings) {
-  if (call.rank(x) != 4 || call.rank(weight) != 4 || call.size(weight, 2) != call.size(weight, 3)) return false;
-  if (settings.stride < 1 || settings.activation > Activation::kRelu6) return false;
+  if (call.rank(x) != 4 || !is_weight<Kind>(call, weight, settings)) return false;
   const Layer layer = read_layer<Kind>(call, x, weight, settings);
   const Index channels = std::is_same_v<Kind, Depthwise> ? layer.out_channels : layer.in_channels;
   const Index in = kFromImages<Kind> ? call.size(x, 1) : call.size(x, 3);
-  if (in != (kFromImages<Kind> ? channels : padded(channels))) return false;
-  if (std::is_same_v<Kind, Depthwise> && (layer.in_channels != 1 || layer.kernel > kMostRows)) return false;
-  if (std::is_same_v<Kind, Pointwise> && (layer.kernel != 1 || layer.stride != 1)) return false;
-  return call.is(y, {layer.images, layer.out_height, layer.out_width, padded(layer.out_channels)});
+  return in == (kFromImages<Kind> ? channels : padded(channels)) && is_output(call, y, layer);
 }
 
 // Inputs: x, weight, gamma, beta, moving mean and moving variance (which it moves on), settings.
@@ -186,26 +197,42 @@ MBConv::Kept kept_at(const Call& call, const Places& at) {
           {call[at.squeeze], call[at.squeeze + 1], call[at.squeeze + 2]}};
 }
 
-// Reads the block's shapes; false where they do not go together. `x`, `weights` and `kept` are where the tensors are.
-bool read_block(const Call& call, int x, const Places& weights, const Places& kept, MBConv& block) {
-  Settings wide = block.settings, narrow = block.settings;
+MBConv::Kept statistics_at(const Call& call, const Places& at) {
+  const auto layer = [&](int i) { return Convolved{nullptr, call[i], call[i + 1]}; };
+  return {layer(at.expand), layer(at.depthwise), layer(at.project), {}};
+}
+
+// Reads the block's shapes from x and the weights; false where they do not go together.
+bool read_block(const Call& call, int x, const Places& weights, MBConv& block) {
+  const Settings& wide = block.settings;
+  Settings narrow = wide;
   narrow.stride = 1;
-  const int hidden = block.expands ? kept.expand : x;
-  if (block.expands && !fits<Pointwise>(call, x, weights.expand, kept.expand, narrow)) return false;
-  if (!fits<Depthwise>(call, hidden, weights.depthwise, kept.depthwise, wide)) return false;
-  if (!fits<Pointwise>(call, kept.depthwise, weights.project, kept.project, narrow)) return false;
+  if (call.rank(x) != 4 || !is_weight<Depthwise>(call, weights.depthwise, wide)) return false;
+  if (block.expands && !is_weight<Pointwise>(call, weights.expand, narrow)) return false;
+  if (!is_weight<Pointwise>(call, weights.project, narrow)) return false;
+  const Layer& layer = block.depthwise = read_layer<Depthwise>(call, x, weights.depthwise, wide);
+  const Index hidden = layer.out_channels;
   if (block.expands) block.expand = read_layer<Pointwise>(call, x, weights.expand, narrow);
-  const Layer& layer = block.depthwise = read_layer<Depthwise>(call, hidden, weights.depthwise, wide);
-  block.project = read_layer<Pointwise>(call, kept.depthwise, weights.project, narrow);
-  block.squeeze = {layer.images, layer.out_height * layer.out_width, layer.out_channels,
+  block.project = read_layer<Pointwise>(call, x, weights.project, narrow);
+  block.project.in_height = block.project.out_height = layer.out_height;
+  block.project.in_width = block.project.out_width = layer.out_width;
+  block.squeeze = {layer.images, layer.out_height * layer.out_width, hidden,
                    block.squeezes ? call.size(weights.squeeze, 0) : 0};
+  if (call.size(x, 3) != padded(block.expands ? block.expand.in_channels : hidden)) return false;
+  if ((block.expands && block.expand.out_channels != hidden) || block.project.in_channels != hidden) return false;
   // All of the depthwise convolution's input is read.
   if (layer.kernel < layer.stride) return false;
   // A residual connection's x has the output's form.
-  const std::initializer_list<Index> out = {layer.images, layer.out_height, layer.out_width, call.size(kept.project, 3)};
-  if (block.residual && !(call.is(x, out) && call.is(x + 1, {layer.images}))) return false;
-  return !block.squeezes || (call.is(weights.squeeze, {block.squeeze.squeezed, layer.out_channels, 1, 1}) &&
-                             call.is(weights.squeeze + 2, {layer.out_channels, block.squeeze.squeezed, 1, 1}));
+  if (block.residual && !is_output(call, x, block.project)) return false;
+  return !block.squeezes || (call.is(weights.squeeze, {block.squeeze.squeezed, hidden, 1, 1}) &&
+                             call.is(weights.squeeze + 2, {hidden, block.squeeze.squeezed, 1, 1}));
+}
+
+// Whether the mask and what the forward pass keeps have the block's shapes.
+bool fit_training(const Call& call, int mask, const Places& kept, const MBConv& block) {
+  if (block.residual && !call.is(mask, {block.depthwise.images})) return false;
+  if (block.expands && !is_output(call, kept.expand, block.expand)) return false;
+  return is_output(call, kept.depthwise, block.depthwise) && is_output(call, kept.project, block.project);
 }
 
 MBConv block_with(const Call& call) {
@@ -215,17 +242,15 @@ MBConv block_with(const Call& call) {
 
 // Inputs: settings, and whether the block expands, squeezes and has a residual connection; x; the mask of drop-connect, one
 // number for each image; weight, gamma and beta of each convolution, and in front of the last's, weights and biases of
-// squeeze-and-excitation; moving mean and variance of each norm, which move on.
+// squeeze-and-excitation; moving mean and variance of each norm, which move on in training and count otherwise.
 // Outputs: out; y, mean and variance of each convolution, and in front of the last's, mean, hidden and gate of
 // squeeze-and-excitation.
 int mbconv_forward(const Call& call) {
   MBConv block = block_with(call);
   const Places weights(3, block.expands, block.squeezes, 3, 4), moving(weights.end, block.expands, false, 2, 0);
   const Places kept(moving.end + 1, block.expands, block.squeezes, 3, 3);
-  if (!call.has(kept.end) || !read_block(call, 1, weights, kept, block)) return kWrongCall;
-  const auto statistics = [&](int i) { return Convolved{nullptr, call[i], call[i + 1]}; };
-  block.forward(call[1], call[2], weights_at(call, weights), kept_at(call, kept),
-                {statistics(moving.expand), statistics(moving.depthwise), statistics(moving.project), {}},
+  if (!call.has(kept.end) || !read_block(call, 1, weights, block) || !fit_training(call, 2, kept, block)) return kWrongCall;
+  block.forward(call[1], call[2], weights_at(call, weights), kept_at(call, kept), statistics_at(call, moving),
                 call[moving.end]);
   return 0;
 }
@@ -238,9 +263,21 @@ int mbconv_back(const Call& call) {
   const Places weights(4, block.expands, block.squeezes, 3, 4), kept(weights.end, block.expands, block.squeezes, 3, 3);
   const Places gradients(kept.end + 1, block.expands, block.squeezes, 3, 4);
   const int space = gradients.end;
-  if (!call.has(space + 1 + block.expands) || !read_block(call, 1, weights, kept, block)) return kWrongCall;
+  if (!call.has(space + 1 + block.expands)) return kWrongCall;
+  if (!read_block(call, 1, weights, block) || !fit_training(call, 2, kept, block)) return kWrongCall;
   block.backward(call[3], call[1], call[2], weights_at(call, weights), kept_at(call, kept), call[kept.end],
                  weights_at(call, gradients), block.expands ? call[space + 1] : nullptr, call[space]);
+  return 0;
+}
+
+// Inputs: settings and x as above, the weights, the moving statistics. Output: out.
+int mbconv_evaluate(const Call& call) {
+  MBConv block = block_with(call);
+  const Places weights(2, block.expands, block.squeezes, 3, 4), moving(weights.end, block.expands, false, 2, 0);
+  if (!call.has(moving.end + 1) || !read_block(call, 1, weights, block)) return kWrongCall;
+  if (!is_output(call, moving.end, block.project)) return kWrongCall;
+  MBConvEvaluation(block, weights_at(call, weights), statistics_at(call, moving))
+      .run(call[1], call[moving.end], Pool::instance().threads());
   return 0;
 }
 
@@ -342,6 +379,7 @@ OPERATOR(squeeze_swish_backward, squeeze_backward<Swish>)
 OPERATOR(squeeze_relu6, squeeze<Relu6>)
 OPERATOR(squeeze_relu6_backward, squeeze_backward<Relu6>)
 OPERATOR(mbconv_train, mbconv_forward)
+OPERATOR(mbconv_infer, mbconv_evaluate)
 OPERATOR(mbconv_backward, mbconv_back)
 OPERATOR(rmsprop_update, rmsprop)
 OPERATOR(mean_over_ranks, mean_of_ranks)
@@ -371,7 +409,7 @@ EXPORTED double kernels_multiply() {
     std::fill(a.data(), a.data() + rows * depth, 0.0f);
     std::fill(b.data(), b.data() + depth * kPanel, 0.0f);
     for (Index i = 0; i < times / tasks; ++i)
-      product<false>(a, depth, b, kPanel, rows, depth, c, kPanel, kPanel, false);
+      product(Rows{a, depth}, b, kPanel, rows, depth, c, kPanel, kPanel, false);
   });
   return 2.0 * rows * depth * kPanel * (times / tasks * tasks);
 }

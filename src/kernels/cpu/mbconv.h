@@ -1,5 +1,5 @@
-// An MBConv block in training, as one operator: expanding 1x1 convolution, depthwise convolution, squeeze-and-excitation,
-// projecting 1x1 convolution. Of the wide tensors between them only the convolutions' outputs exist. Each layer applies
+// An MBConv block, as one operator: expanding 1x1 convolution, depthwise convolution, squeeze-and-excitation, projecting
+// 1x1 convolution. Here it is in training; evaluation.h has a faster way where no gradient is asked for. Of the wide tensors between them only the convolutions' outputs exist. Each layer applies
 // the norm, the activation and the gate of the one before to what it reads, in blocks that stay in the cache, and the
 // backward pass does so again.
 #pragma once
@@ -76,7 +76,11 @@ struct MBConv {
   Squeeze squeeze;
   Settings settings;
 
-  // `moving`: the moving statistics, which move on; `mask`: of drop-connect, a number for each image, where there is a
+  Norm norm(const Layer& layer, const Convolved& statistics, const ConvNormTensors& weights) const {
+    return Norm(layer.out_channels, settings.epsilon, statistics.mean, statistics.variance, weights.gamma, weights.beta);
+  }
+
+  // `moving`: the moving statistics, which move on in training; `mask`: of drop-connect, a number for each image, where there is a
   // residual connection.
   void forward(const float* x, const float* mask, const Weights& weights, const Kept& kept, const Kept& moving,
                float* out) const {
@@ -162,15 +166,20 @@ struct MBConv {
     if (!expands) return filter.backward(filter_gradient, x_gradient, gradients.depthwise.weight);
     const BlockSums sums(filter.blocks(), width);
     filter.backward(filter_gradient, expand_gradient, gradients.depthwise.weight, &sums);
-    combine_gradients(first, sums, expand.positions(), gradients.expand.gamma, gradients.expand.beta);
+    combine_gradients(first, sums, counted(expand), gradients.expand.gamma, gradients.expand.beta);
   }
 
-  Norm norm(const Layer& layer, const Convolved& kept, const ConvNormTensors& weights) const {
-    return Norm(layer.out_channels, settings.epsilon, kept.mean, kept.variance, weights.gamma, weights.beta);
-  }
+  // The positions whose statistics a norm takes; none where they are constants.
+  Index counted(const Layer& layer) const { return settings.training ? layer.positions() : 0; }
 
   template <typename Kind>
   void measure(const Layer& layer, const Kind& convolution, const Convolved& kept, const Convolved& moving) const {
+    if (!settings.training) {
+      convolution.forward(kept.y, [](Index, float*, Index, Index, Index) {});
+      std::copy_n(moving.mean, layer.out_channels, kept.mean);
+      std::copy_n(moving.variance, layer.out_channels, kept.variance);
+      return;
+    }
     convolve_and_measure(layer, convolution, settings.momentum, kept.y, kept.mean, kept.variance, moving.mean,
                          moving.variance);
   }
@@ -215,7 +224,7 @@ struct MBConv {
     PHASE("project, backward");
     Norm third = norm(project, kept.project, weights.project);
     const Index out = third.width(), width = squeeze.width();
-    parameter_gradients(third, Activation::kNone, true, upper, kept.project.y, project.positions(),
+    parameter_gradients(third, Activation::kNone, settings.training, upper, kept.project.y, project.positions(),
                         gradients.project.gamma, gradients.project.beta);
     const Source source = gated(kept, second);
     projection.backward(
@@ -316,7 +325,7 @@ struct MBConv {
         store(by_image.second(image) + c, gate * load(parts + 2 * width + c) + through * load(parts + 3 * width + c));
       }
     });
-    combine_gradients(second, by_image, depthwise.positions(), gradients.gamma, gradients.beta);
+    combine_gradients(second, by_image, counted(depthwise), gradients.gamma, gradients.beta);
   }
 
   // From the gradient of the expansion's norm, `first`, whose means of gradients are known.

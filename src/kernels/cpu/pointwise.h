@@ -37,7 +37,7 @@ class Pointwise {
       }
       for (Index column = first; column < last; column += kPanel) {
         const Index width = panel_width(column, out_);
-        product<false>(x, in_, packed + column * layer_.in_channels, width, rows, layer_.in_channels,
+        product(Rows{x, in_}, packed + column * layer_.in_channels, width, rows, layer_.in_channels,
                        y + row * out_ + column, out_, width, false);
       }
       finish(block, y + row * out_, rows, first, last);
@@ -72,7 +72,7 @@ class Pointwise {
         read(block, row, rows, space);
         const float* x = source_.plain() ? source_.values + row * in_ : space;
         for (Index column = 0; column < in_; column += kPanel)
-          product<true>(gradient, out_, x + column, in_, out_, rows,
+          product(Columns{gradient, out_}, x + column, in_, out_, rows,
                         partial + group * size + column, in_, panel_width(column, in_), block > begin);
       }
     });
@@ -101,7 +101,7 @@ class Pointwise {
   void multiply_back(const float* gradient, const float* packed, Index row, Index rows, float* x_gradient) const {
     for (Index column = 0; column < in_; column += kPanel) {
       const Index width = panel_width(column, in_);
-      product<false>(gradient, out_, packed + column * layer_.out_channels, width, rows, layer_.out_channels,
+      product(Rows{gradient, out_}, packed + column * layer_.out_channels, width, rows, layer_.out_channels,
                      x_gradient + row * in_ + column, in_, width, false);
     }
   }
@@ -127,7 +127,7 @@ class Pointwise {
       const Index left = task % across * width, right = std::min(in_, left + width);
       for (Index row = 0; row < positions; row += depth)
         for (Index column = left; column < right; column += kPanel)
-          product<true>(gradient + row * out_ + top, out_, x + row * in_ + column, in_, bottom - top,
+          product(Columns{gradient + row * out_ + top, out_}, x + row * in_ + column, in_, bottom - top,
                         std::min(depth, positions - row), sum + top * in_ + column, in_,
                         panel_width(column, right), row > 0);
     });

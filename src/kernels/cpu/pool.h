@@ -65,6 +65,8 @@ class Pool {
     if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
   }
 
+  int threads() const { return threads_; }
+
   void set_threads(int threads) {
     std::lock_guard<std::mutex> turn(turn_);
     threads_ = threads < 1 ? 1 : threads;
