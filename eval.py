@@ -27,7 +27,7 @@ from src.data.image_list import ImageList, find_images
 from src.data.listing import read_encoded
 from src.dataset import create_dataset
 from src.evaluation.chance import warn_of_evaluation
-from src.evaluation.evaluate import evaluate, network_head
+from src.evaluation.evaluate import PixelNetwork, evaluate, network_head
 from src.images.bad_images import BadImages, ImageError, UnusableImages
 from src.images.decode import open_image
 from src.images.preprocess import crop_for_evaluation, normalise
@@ -122,7 +122,7 @@ def evaluate_checkpoint(arguments, parameters: Config, device: Device, checkpoin
     if device.target == "CPU" and "batch_size" not in parameters.given:
         batch_size = CPU_BATCH_SIZE
     bad = BadImages(len(folder), skip=arguments.skip_bad_images)
-    loading = Loading(info.preprocess, num_workers=parameters.num_workers, bad=bad)
+    loading = Loading(info.preprocess, normalised=False, num_workers=parameters.num_workers, bad=bad)
     dataset = create_dataset(folder, False, batch_size, loading=loading)
     print(
         f"device: {device.describe()}; {len(folder)} images in {len(folder.classes)} classes; {kind} weights",
@@ -130,7 +130,8 @@ def evaluate_checkpoint(arguments, parameters: Config, device: Device, checkpoin
     )
     batches = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
     with tqdm(total=len(folder), unit="image", disable=None) as bar:
-        score = evaluate(network, batches, smoothing, bar.update, report.add if report else None)
+        whole = PixelNetwork(network, info.preprocess)
+        score = evaluate(whole, batches, smoothing, bar.update, report.add if report else None)
     if len(bad):
         print(f"images that cannot be decoded: {len(bad)}, {'left out' if bad.skip else 'counted as wrong'}")
     warning = warn_of_evaluation(score.loss, info.num_classes)

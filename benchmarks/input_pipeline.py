@@ -1,8 +1,8 @@
 """Images/s of the training and evaluation pipelines beside torchvision's DataLoader and the model zoo's pipeline.
 
 Each pipeline reads the same generated JPEGs of 500x375 pixels, as large as ImageNet's, on the same cores; they take
-turns. The peers have one worker a core. Ours deliver what train.py and eval.py take: uint8 for training, which the
-device normalises, and float32 for evaluation; the others deliver float32. `float` is ours with float32 for training.
+turns. The peers have one worker a core. Ours deliver what train.py and eval.py take, uint8, which the device
+normalises; the others deliver float32. `float` and `eval_float` are ours with float32.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLASSES = 10
 DRAWN = 64
 """Pictures that are drawn; the others are these, moved round, which their patterns allow."""
 # Pipelines by the program that runs them: each program has a process of its own, which waits while others are measured.
-PIPELINES = {"ours": ("train", "float", "eval"), "torchvision": ("train", "eval"), "zoo": ("train",)}
+PIPELINES = {"ours": ("train", "float", "eval", "eval_float"), "torchvision": ("train", "eval"), "zoo": ("train",)}
 MEAN, STD = [127.5] * 3, [127.5] * 3
 CARD_STEP_SECONDS, CARD_BATCH, CARDS = 0.475, 256, 8
 """Of the published model card, for eight cards on a server."""
@@ -72,8 +72,8 @@ def run_ours(folder: str, kind: str, batch_size: int, workers: int, epoch: int):
     from src.data.batches import Loading
     from src.dataset import create_dataset
 
-    loading = Loading(normalised=kind in ("float", "eval"))
-    dataset = create_dataset(folder, kind != "eval", batch_size, epoch=epoch, loading=loading)
+    loading = Loading(normalised=kind in ("float", "eval_float"))
+    dataset = create_dataset(folder, not kind.startswith("eval"), batch_size, epoch=epoch, loading=loading)
     return dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
 
 

@@ -14,6 +14,26 @@ from src.evaluation.grad_cam import Head
 from src.evaluation.metrics import Score
 from src.images.preprocess import Preprocess, normalise
 from src.runtime.collective import count_ranks, sum_counts, sum_floats
+from src.runtime.pixels import Normalise
+
+
+class PixelNetwork(nn.Cell):
+    """A network in evaluation mode behind the normalisation of its images, which are sent to the device as bytes.
+
+    Args:
+        network: normalised images to logits.
+        preprocess: its mean and std.
+
+    Inputs: uint8 images of shape (N, 3, H, W), or normalised ones. Outputs: the network's.
+    """
+
+    def __init__(self, network: nn.Cell, preprocess: Preprocess):
+        super().__init__(auto_prefix=False)
+        self.normalise, self.network = Normalise(preprocess.mean, preprocess.std), network
+        self.set_train(False)
+
+    def construct(self, images):
+        return self.network(self.normalise(images))
 
 
 @tell_each_minute("evaluation")
@@ -28,8 +48,8 @@ def evaluate(
 
     Args:
         network: in evaluation mode, images (N, 3, H, W) to logits.
-        batches: of float32 images and int labels; the last may be smaller than the others. A negative label is of an
-            image that could not be decoded: it counts as wrong.
+        batches: of images as the network takes them and int labels; the last may be smaller than the others. A negative
+            label is of an image that could not be decoded: it counts as wrong.
         smooth_factor: of the training loss, so that both losses can be compared.
         on_batch: called with the number of images of each batch, for progress.
         collect: called with the float32 logits and the labels of each batch's images that could be decoded.
@@ -38,9 +58,10 @@ def evaluate(
     full = 0
     for images, labels in batches:
         full = max(full, len(labels))
-        # A smaller last batch is filled up: another shape would compile the whole graph once more.
-        filled = np.concatenate([images, np.zeros((full - len(labels), *images.shape[1:]), images.dtype)])
-        logits = network(ms.Tensor(filled)).asnumpy()[: len(labels)]
+        if len(labels) < full:
+            # Filled up: another shape would compile the whole graph once more.
+            images = np.concatenate([images, np.zeros((full - len(labels), *images.shape[1:]), images.dtype)])
+        logits = network(ms.Tensor(images)).asnumpy()[: len(labels)]
         decoded = labels >= 0
         usable = logits[decoded].astype(np.float32), labels[decoded]
         score.add(*usable, smooth_factor)

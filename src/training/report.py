@@ -8,7 +8,7 @@ import time
 from src.common.cli import RunError
 from src.data.batches import Loading
 from src.dataset import create_dataset
-from src.evaluation.evaluate import evaluate, network_head, sum_over_ranks
+from src.evaluation.evaluate import PixelNetwork, evaluate, network_head, sum_over_ranks
 from src.evaluation.metrics import Score
 from src.images.bad_images import BadImages
 from src.images.engine import describe_engine
@@ -47,7 +47,7 @@ class Evaluator:
         self.network = build_network(run.info)
         if run.config.kernels and run.device.kernels:
             run.device.kernels.install(self.network)
-        self.network.set_train(False)
+        self.whole = PixelNetwork(self.network, run.info.preprocess)
         # One for the whole run: each image that cannot be decoded is named once.
         self.bad = BadImages(len(run.held_out))
         # Made now, so that what is missing for it is said before the training.
@@ -60,12 +60,13 @@ class Evaluator:
         statistics = {name: value for name, value in weights.items() if name.endswith(STATISTICS)}
         load_weights(self.network, {**weights, **take_from_rank_0(statistics)})
         device = self.run.device
-        return sum_over_ranks(evaluate(self.network, self.batches(device.rank_size, device.rank), self.run.smoothing))
+        return sum_over_ranks(evaluate(self.whole, self.batches(device.rank_size, device.rank), self.run.smoothing))
 
     def batches(self, rank_size: int, rank: int):
         """The images of one of so many ranks."""
         run = self.run
-        loading = Loading(run.info.preprocess, num_workers=run.config.num_workers, bad=self.bad)
+        workers = run.config.num_workers
+        loading = Loading(run.info.preprocess, normalised=False, num_workers=workers, bad=self.bad)
         dataset = create_dataset(run.held_out, False, run.config.batch_size, rank_size, rank, loading=loading)
         return dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
 
@@ -81,7 +82,7 @@ class Evaluator:
             str, a line on what was written.
         """
         load_weights(self.network, weights)
-        score = evaluate(self.network, self.batches(1, 0), self.run.smoothing, collect=self.report.add)
+        score = evaluate(self.whole, self.batches(1, 0), self.run.smoothing, collect=self.report.add)
         preprocess = self.run.info.preprocess
         subject = Subject(name, description, preprocess, lambda: network_head(self.network, preprocess))
         return self.report.write(score, subject, self.bad.among(self.run.held_out), counted=True)

@@ -12,6 +12,7 @@ from mindspore import Parameter, ParameterTuple, nn, ops
 from src.kernels.pieces import Pieces
 from src.runtime.collective import MeanInOneMessage
 from src.runtime.loss_scale import WINDOW, DynamicLossScale
+from src.runtime.pixels import Normalise
 from src.weights.checkpoint import EMA_PREFIX
 from src.weights.names import Weights
 from src.weights.network import model_parameters
@@ -88,9 +89,7 @@ class TrainStep(nn.Cell):
         self.accumulate = settings.accumulate_steps
         self.ema_decay = float(settings.ema_decay)
         self.frozen = list(frozen)
-        self.mean, self.std = (
-            ms.Tensor(np.array(values, np.float32).reshape(1, 3, 1, 1)) for values in (settings.mean, settings.std)
-        )
+        self.normalise = Normalise(settings.mean, settings.std)
         self.gradients_of = ops.value_and_grad(self.scaled_loss, None, self.weights, has_aux=True)
         ranks = settings.rank_size
         shapes = [weight.shape for weight in self.weights]
@@ -120,12 +119,6 @@ class TrainStep(nn.Cell):
         """What is differentiated, and the loss itself, which no scale can make infinite."""
         loss = self.loss(self.network(self.normalise(images)), labels)
         return loss * self.loss_scale, loss
-
-    def normalise(self, images):
-        """Pixels as the network's input: a byte each until they are on the device."""
-        if images.dtype == ms.uint8:
-            return (ops.cast(images, ms.float32) - self.mean) / self.std
-        return images
 
     def construct(self, images, labels):
         (_, loss), gradients = self.gradients_of(images, labels)
