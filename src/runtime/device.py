@@ -159,7 +159,13 @@ def prepare_device(
         with contextlib.suppress(RuntimeError):
             ms.runtime.dispatch_threads_num(RUNTIME_THREADS)
     device = Device(target, device_id, card=card, conv_precision=conv_precision)
-    return join_ranks(device) if distributed else device
+    device = join_ranks(device) if distributed else device
+    if target == "CPU":
+        # Left to itself MindSpore counts all cores of the host. Where the process may use a few of them, as in a
+        # container, its threads wait by looking again and again, and take these from those that compute.
+        with contextlib.suppress(RuntimeError):
+            ms.device_context.cpu.op_tuning.threads_num(count_own_cores(device.rank_size))
+    return device
 
 
 def set_jit_level(target: str, level: str | None) -> None:

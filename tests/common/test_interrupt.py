@@ -13,7 +13,7 @@ from tests.support.terminal import Terminal
 
 ROOT = Path(__file__).parent.parent.parent
 BEGIN = """
-import ctypes, os, signal, subprocess, sys, threading, time
+import ctypes, os, signal, subprocess, sys, threading, time, warnings
 from src.common import files, interrupt
 interrupt.listen()
 STATUS = "[line for line in open('/proc/self/status') if line.startswith('SigBlk')][0].split()[1]"
@@ -124,6 +124,8 @@ start_hearing()
 thread = threading.Thread(target=start_hearing)
 thread.start()
 thread.join()
+# Python 3.12 warns of threads that a fork leaves behind.
+warnings.simplefilter("ignore", DeprecationWarning)
 number = os.fork()
 if not number:
     print(int(eval(STATUS), 16), flush=True)

@@ -1,6 +1,9 @@
 """Which device is found and how it is set up; NPUs are doubles, CANN's library is one that is compiled here."""
 
+import os
+import pathlib
 import subprocess
+import sys
 
 import mindspore as ms
 import pytest
@@ -10,6 +13,7 @@ from src.runtime import device as device_module
 from src.runtime.device import Device, count_devices, find_card, find_target, prepare_device
 from src.training.configuration import check_card, check_transfer
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 CARD = 'extern "C" const char *aclrtGetSocName() { return "%s"; }\n'
 
 
@@ -121,6 +125,30 @@ class TestSettings:
         npus(0, "")
         with pytest.raises(UsageError, match="--conv_precision is for NPUs; a CPU computes"):
             prepare_device("CPU", conv_precision="fp16")
+
+
+def test_a_process_with_few_of_a_hosts_cores_has_as_few_threads_of_mindspores(tmp_path):
+    """A host with 16 cores, as a library says that is loaded before all others; the process is bound to two of them."""
+    names = ("get_nprocs", "get_nprocs_conf")
+    (tmp_path / "host.c").write_text("".join(f"int {name}(void) {{ return 16; }}\n" for name in names))
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "host.so", tmp_path / "host.c"], check=True)
+    program = """
+import pathlib
+from src.runtime.device import prepare_device
+prepare_device("CPU")
+import mindspore as ms, numpy as np
+ms.nn.Dense(4, 4)(ms.Tensor(np.ones((2, 4), np.float32))).asnumpy()
+threads = [task.read_text() for task in pathlib.Path("/proc/self/task").glob("*/comm")]
+print("threads:", sum(name.startswith("KernelThread") for name in threads))
+"""
+    cores = list(os.sched_getaffinity(0))[:2]
+    environment = {**os.environ, "LD_PRELOAD": str(tmp_path / "host.so")}
+    settings = {"cwd": ROOT, "env": environment, "preexec_fn": lambda: os.sched_setaffinity(0, cores)}
+    found = []
+    for text in (program, program.replace('prepare_device("CPU")', "")):
+        out = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, **settings).stdout
+        found.append(int(out.partition("threads: ")[2]))
+    assert found[0] <= 2 < found[1], "left to itself MindSpore takes more"
 
 
 def test_a_batch_that_a_data_sink_cannot_send_is_refused_with_one_that_it_can():
