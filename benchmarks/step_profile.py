@@ -85,6 +85,8 @@ def seconds_of(task) -> float:
 
 def count_work(variant: str, images: int, pixels: int) -> dict[str, tuple[float, float]]:
     """Operations and bytes of each phase, from the layers' shapes."""
+    from src.kernels.mbconv import MADE_ANEW
+
     work: dict[str, tuple[float, float]] = {}
 
     def add(phase: str, operations: float, numbers: float) -> None:
@@ -102,15 +104,18 @@ def count_work(variant: str, images: int, pixels: int) -> dict[str, tuple[float,
             there * block.hidden_channels,
             there * block.out_channels,
         )
+        read, again = wide if block.expands else narrow, 0
+        gradient = read
         if block.expands:
             products = 2 * narrow * block.hidden_channels
-            add("expand", products, narrow + wide)
-            add("expand, backward", 2 * products, 2 * narrow + 2 * wide)
-        read = wide if block.expands else narrow
+            if block.in_channels <= MADE_ANEW:
+                read, again = narrow, products
+            add("expand", products, narrow if again else narrow + wide)
+            add("expand, backward", 2 * products + again, 2 * narrow + wide + (0 if again else wide))
         taps = 2 * block.kernel_size**2 * filtered
-        add("depthwise", taps, read + filtered)
+        add("depthwise", taps + again, read + filtered)
         # Gradient and output of the convolution, its input, and the input's gradient.
-        add("depthwise, backward", 2 * taps, 2 * filtered + 2 * read)
+        add("depthwise, backward", 2 * taps + 2 * again, 2 * filtered + read + gradient)
         if block.squeezed_channels:
             add("squeeze and excite", 0, filtered)
         products = 2 * filtered * block.out_channels

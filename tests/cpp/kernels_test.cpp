@@ -253,7 +253,8 @@ void check_block(Index count, Index in, Index hidden, Index out, Index squeezed,
     for (const Shape& shape : {weight, Shape{channels}, Shape{channels}}) weights.push_back(make(shape));
     for (const Shape& shape : {y, Shape{channels}, Shape{channels}}) kept.push_back(make(shape));
   };
-  if (expands) convolution({hidden, in, 1, 1}, hidden, wide);
+  // Half of the blocks make the expansion anew where they read it.
+  if (expands) convolution({hidden, in, 1, 1}, hidden, in <= 24 ? Shape{1} : wide);
   convolution({hidden, 1, kernel, kernel}, hidden, narrow);
   if (squeezed) {
     for (const Shape& shape : {Shape{squeezed, hidden, 1, 1}, Shape{squeezed}, Shape{hidden, squeezed, 1, 1}, Shape{hidden}})

@@ -6,18 +6,22 @@
 
 // What a layer reads. Within an MBConv block, norm and activation are computed where they are read: what they give is
 // neither written nor kept for the backward pass, only what they are computed from.
+class Expansion;
 struct Source {
   const float* values;         // positions x channels
   const Norm* norm = nullptr;  // the layer reads act(norm(values)); without one, the values
   Activation activation = Activation::kNone;
   const float* gate = nullptr;  // times this, images x channels
   Index image_positions = 0;
+  const Expansion* expansion = nullptr;  // makes the values, where they are not kept
 
   Source(const float* values) : values(values) {}
   Source(const float* values, const Norm& norm, Activation activation)
       : values(values), norm(&norm), activation(activation) {}
 
   bool plain() const { return !norm; }
+  // So many rows of the values, `width` channels, which may be made in `space`.
+  const float* rows(Index row, Index count, Index width, float* space) const;
 };
 
 // Calls visit(image, first row, count) for the parts of some rows that belong to one image each.
@@ -61,6 +65,39 @@ struct Layer {
 
   Index positions() const { return images * out_height * out_width; }
 };
+
+// An expanding 1x1 convolution whose output is made wherever it is read, if it is `wanted`.
+class Expansion {
+ public:
+  Expansion(bool wanted, const Layer& layer, const float* x, const float* weight)
+      : x_(x),
+        depth_(layer.in_channels),
+        in_(padded(depth_)),
+        out_(wanted ? padded(layer.out_channels) : 0),
+        packed_(depth_ * out_) {
+    for (Index column = 0; column < out_; column += kPanel)
+      pack_panel(weight, 1, depth_, depth_, column, layer.out_channels, panel_width(column, out_),
+                 packed_ + column * depth_);
+  }
+
+  void make(Index row, Index rows, float* to) const {
+    for (Index column = 0; column < out_; column += kPanel) {
+      const Index width = panel_width(column, out_);
+      product(Rows{x_ + row * in_, in_}, packed_ + column * depth_, width, rows, depth_, to + column, out_, width, false);
+    }
+  }
+
+ private:
+  const float* x_;
+  Index depth_, in_, out_;
+  Scratch packed_;
+};
+
+inline const float* Source::rows(Index row, Index count, Index width, float* space) const {
+  if (!expansion) return values + row * width;
+  expansion->make(row, count, space);
+  return space;
+}
 
 // Padding before the first pixel: the half of TensorFlow's that is rounded down, or PyTorch's.
 inline Index padding_before(Index in, Index out, Index kernel, Index stride, bool symmetric) {

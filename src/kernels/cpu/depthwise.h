@@ -184,11 +184,12 @@ class Depthwise {
   void forward(float* y, const Finish& finish) const {
     in_groups(std::max<Index>(layer_.images, 64), [&](Index begin, Index end, Index) {
       const KeptRows in = kept_input(1);
-      const Scratch weights(filter_floats());
+      const Scratch weights(filter_floats() + made_floats());
+      float* line = weights + filter_floats();
       Index loaded = 0;  // rows of the image in front of this one were read
       for (Index b = begin; b < end; ++b) {
         const Block block = this->block(b, b == begin);
-        load_input(block, in, loaded);
+        load_input(block, in, loaded, line);
         float* to = y + (block.image * layer_.out_height + block.first) * layer_.out_width * width_;
         for (Index c = 0; c < width_; c += kLanes) forward_channels(block, in, c, weights, to + c);
         finish(b, to, (block.last - block.first) * layer_.out_width, 0, width_);
@@ -206,13 +207,14 @@ class Depthwise {
     const Scratch partial(groups * size * width_);
     in_groups(groups, [&](Index begin, Index end, Index group) {
       const KeptRows in = kept_input(source_.plain() ? 1 : 2), upper = kept_gradient(), made = made_gradient();
-      const Scratch weights(filter_floats());
+      const Scratch weights(filter_floats() + made_floats());
+      float* line = weights + filter_floats();
       float* weight_sums = partial + group * size * width_;
       std::memset(weight_sums, 0, sizeof(float) * size * width_);
       Index loaded = 0, known = 0;
       for (Index b = begin; b < end; ++b) {
         const Block block = this->block(b, b == begin);
-        load_input(block, in, loaded);
+        load_input(block, in, loaded, line);
         known = block.fresh ? std::max<Index>(0, block.first - reach()) : known;
         for (; known < block.last; ++known)
           output_gradient((block.image * layer_.out_height + known) * layer_.out_width, layer_.out_width,
@@ -221,7 +223,7 @@ class Depthwise {
           weight_channels(block, in, upper, c, weight_sums + c);
           backward_channels(block, upper, c, weights, made);
         }
-        finish_gradient(block, in, made, b, x_gradient, sums);
+        finish_gradient(block, in, made, b, x_gradient, sums, line);
       }
     });
     const Scratch sum(size * width_);
@@ -274,11 +276,12 @@ class Depthwise {
 
   // Reads what the block's outputs see and was not read yet. Of a source with a norm that is its activation, and in the
   // second plane, if there is one, the activation's derivative.
-  void load_input(const Block& block, const KeptRows& in, Index& loaded) const {
+  void load_input(const Block& block, const KeptRows& in, Index& loaded, float* line) const {
     if (block.fresh) loaded = std::max<Index>(0, top_of(block.first));
     const Index end = std::min(layer_.in_height, top_of(block.last - 1) + layer_.kernel);
     for (; loaded < end; ++loaded) {
-      const float* from = source_.values + (block.image * layer_.in_height + loaded) * layer_.in_width * width_;
+      const Index row = (block.image * layer_.in_height + loaded) * layer_.in_width;
+      const float* from = source_.rows(row, layer_.in_width, width_, line);
       float* to = in.row(loaded);
       if (source_.plain()) {
         each_vector(layer_.in_width, in, [&](Index at, Index, Index place) { store(to + place, load(from + at)); });
@@ -313,6 +316,8 @@ class Depthwise {
     return channel / kChunk * rows.chunk_step() + channel % kChunk;
   }
 
+  // A row of what is read, where it is made.
+  Index made_floats() const { return source_.expansion ? layer_.in_width * width_ : 0; }
   // A filter for as many channels as a vector has.
   Index filter_floats() const { return layer_.kernel * layer_.kernel * kLanes; }
 
@@ -366,7 +371,7 @@ class Depthwise {
 
   // Writes the rows of gradient that the block has made.
   void finish_gradient(const Block& block, const KeptRows& in, const KeptRows& made, Index number, float* x_gradient,
-                       const BlockSums* sums) const {
+                       const BlockSums* sums, float* line) const {
     float *gradients = nullptr, *products = nullptr;
     if (sums) {
       gradients = sums->first(number), products = sums->second(number);
@@ -374,15 +379,16 @@ class Depthwise {
       std::fill(products, products + width_, 0.0f);
     }
     for (Index row = made_first(block); row < made_end(block); ++row) {
-      const Index offset = (block.image * layer_.in_height + row) * layer_.in_width * width_;
-      const float *from = made.row(row), *values = source_.values + offset;
-      float* to = x_gradient + offset;
+      const Index position = (block.image * layer_.in_height + row) * layer_.in_width;
+      const float* from = made.row(row);
+      float* to = x_gradient + position * width_;
       if (source_.plain()) {
         each_vector(layer_.in_width, made, [&](Index at, Index, Index place) { store(to + at, load(from + place)); });
         continue;
       }
       const float* slopes = in.row(row) + in.plane_step();
       const Norm& norm = *source_.norm;
+      const float* values = source_.rows(position, layer_.in_width, width_, line);
       const Index more = in.chunk_step() - made.chunk_step();
       each_vector(layer_.in_width, made, [&](Index at, Index c, Index place) {
         const Vector gradient = load(from + place) * load(slopes + place + c / kChunk * more);

@@ -191,8 +191,9 @@ MBConv::Weights weights_at(const Call& call, const Places& at) {
           {call[at.squeeze], call[at.squeeze + 1], call[at.squeeze + 2], call[at.squeeze + 3]}};
 }
 
+// An expanding convolution's y of one number is not kept.
 MBConv::Kept kept_at(const Call& call, const Places& at) {
-  const auto layer = [&](int i) { return Convolved{call[i], call[i + 1], call[i + 2]}; };
+  const auto layer = [&](int i) { return Convolved{call.count(i) == 1 ? nullptr : call[i], call[i + 1], call[i + 2]}; };
   return {layer(at.expand), layer(at.depthwise), layer(at.project),
           {call[at.squeeze], call[at.squeeze + 1], call[at.squeeze + 2]}};
 }
@@ -231,7 +232,7 @@ bool read_block(const Call& call, int x, const Places& weights, MBConv& block) {
 // Whether the mask and what the forward pass keeps have the block's shapes.
 bool fit_training(const Call& call, int mask, const Places& kept, const MBConv& block) {
   if (block.residual && !call.is(mask, {block.depthwise.images})) return false;
-  if (block.expands && !is_output(call, kept.expand, block.expand)) return false;
+  if (block.expands && call.count(kept.expand) != 1 && !is_output(call, kept.expand, block.expand)) return false;
   return is_output(call, kept.depthwise, block.depthwise) && is_output(call, kept.project, block.project);
 }
 
@@ -244,7 +245,7 @@ MBConv block_with(const Call& call) {
 // number for each image; weight, gamma and beta of each convolution, and in front of the last's, weights and biases of
 // squeeze-and-excitation; moving mean and variance of each norm, which move on in training and count otherwise.
 // Outputs: out; y, mean and variance of each convolution, and in front of the last's, mean, hidden and gate of
-// squeeze-and-excitation.
+// squeeze-and-excitation. Where the expanding convolution's y is one number, the backward pass makes it anew.
 int mbconv_forward(const Call& call) {
   MBConv block = block_with(call);
   const Places weights(3, block.expands, block.squeezes, 3, 4), moving(weights.end, block.expands, false, 2, 0);

@@ -1,7 +1,8 @@
 // An MBConv block, as one operator: expanding 1x1 convolution, depthwise convolution, squeeze-and-excitation, projecting
-// 1x1 convolution. Here it is in training; evaluation.h has a faster way where no gradient is asked for. Of the wide tensors between them only the convolutions' outputs exist. Each layer applies
-// the norm, the activation and the gate of the one before to what it reads, in blocks that stay in the cache, and the
-// backward pass does so again.
+// 1x1 convolution. Here it is in training; evaluation.h has a faster way where no gradient is asked for. Of the wide tensors
+// between them only the convolutions' outputs exist, and that of the expanding one only where it is to be kept. Each layer
+// applies the norm, the activation and the gate of the one before to what it reads, in blocks that stay in the cache, and
+// the backward pass does so again.
 #pragma once
 
 #include "call.h"
@@ -80,8 +81,8 @@ struct MBConv {
     return Norm(layer.out_channels, settings.epsilon, statistics.mean, statistics.variance, weights.gamma, weights.beta);
   }
 
-  // `moving`: the moving statistics, which move on in training; `mask`: of drop-connect, a number for each image, where there is a
-  // residual connection.
+  // `moving`: the moving statistics, which move on in training; `mask`: of drop-connect, a number for each image, where
+  // there is a residual connection. Without a place for it, the expanding convolution's y is made anew where it is read.
   void forward(const float* x, const float* mask, const Weights& weights, const Kept& kept, const Kept& moving,
                float* out) const {
     if (expands) {
@@ -91,7 +92,8 @@ struct MBConv {
     const Norm first = norm(expand, kept.expand, weights.expand);
     {
       PHASE("depthwise");
-      measure(depthwise, Depthwise(depthwise, expanded(x, kept, first), weights.depthwise.weight), kept.depthwise,
+      const Expansion again(makes_anew(kept), expand, x, weights.expand.weight);
+      measure(depthwise, Depthwise(depthwise, expanded(x, kept, first, again), weights.depthwise.weight), kept.depthwise,
               moving.depthwise);
     }
     const Norm second = norm(depthwise, kept.depthwise, weights.depthwise);
@@ -152,7 +154,8 @@ struct MBConv {
       depthwise_norm_backward(sums, gates, through_gates, second, gradients.depthwise);
     }
     PHASE("depthwise, backward");
-    const Depthwise filter(depthwise, expanded(x, kept, first), weights.depthwise.weight);
+    const Expansion again(makes_anew(kept), expand, x, weights.expand.weight);
+    const Depthwise filter(depthwise, expanded(x, kept, first, again), weights.depthwise.weight);
     const auto filter_gradient = [&](Index row, Index rows, float* to, Index chunk_step) {
       const Index image = row / squeeze.positions * width;
       const float *gate = gates + image, *through = through_gates + image, *from = depthwise_gradient + row * width;
@@ -175,7 +178,7 @@ struct MBConv {
   template <typename Kind>
   void measure(const Layer& layer, const Kind& convolution, const Convolved& kept, const Convolved& moving) const {
     if (!settings.training) {
-      convolution.forward(kept.y, [](Index, float*, Index, Index, Index) {});
+      if (kept.y) convolution.forward(kept.y, [](Index, float*, Index, Index, Index) {});
       std::copy_n(moving.mean, layer.out_channels, kept.mean);
       std::copy_n(moving.variance, layer.out_channels, kept.variance);
       return;
@@ -184,9 +187,14 @@ struct MBConv {
                          moving.variance);
   }
 
+  bool makes_anew(const Kept& kept) const { return expands && !kept.expand.y; }
+
   // What the depthwise convolution reads.
-  Source expanded(const float* x, const Kept& kept, const Norm& first) const {
-    return expands ? Source(kept.expand.y, first, settings.activation) : Source(x);
+  Source expanded(const float* x, const Kept& kept, const Norm& first, const Expansion& again) const {
+    if (!expands) return Source(x);
+    Source source(kept.expand.y, first, settings.activation);
+    if (makes_anew(kept)) source.expansion = &again;
+    return source;
   }
 
   // What the projection reads.
@@ -333,10 +341,13 @@ struct MBConv {
                        const float* gradient, const ConvNormTensors& gradients, float* x_gradient) const {
     PHASE("expand, backward");
     const Index width = first.width();
+    const Expansion again(makes_anew(kept), expand, x, weights.expand.weight);
+    const Source source = expanded(x, kept, first, again);
     Pointwise(expand, x, weights.expand.weight)
         .backward(
             [&](Index row, Index rows, float* to) {
-              input_gradient(first, Activation::kNone, gradient + row * width, kept.expand.y + row * width, rows,
+              const Scratch space(source.expansion ? rows * width : 0);
+              input_gradient(first, Activation::kNone, gradient + row * width, source.rows(row, rows, width, space), rows,
                              {to, width, 0});
             },
             x_gradient, gradients.weight);

@@ -16,7 +16,8 @@ class Pointwise {
   Index blocks() const { return (layer_.positions() + rows_ - 1) / rows_; }
   Index rows() const { return rows_; }  // of a block
 
-  // y = x * weight'; finish(block, y of the block, rows, first, last) follows for each group of channels.
+  // y = x * weight'; finish(block, y of the block, rows, first, last) follows for each group of channels. Without a place for
+  // y that is all that sees it.
   template <typename Finish>
   void forward(float* y, const Finish& finish) const {
     const Scratch packed(layer_.in_channels * out_);
@@ -29,7 +30,8 @@ class Pointwise {
       const Index first = panels * split / splits * kPanel;
       const Index last = std::min(out_, panels * (split + 1) / splits * kPanel);
       const Index row = block * rows_, rows = std::min(rows_, layer_.positions() - row);
-      const Scratch space(copied_floats(rows));
+      const Scratch space(copied_floats(rows)), own(y ? 0 : rows * out_);
+      float* to = y ? y + row * out_ : own.data();
       const float* x = source_.values + row * in_;
       if (!source_.plain()) {
         read_rows(source_, row, rows, in_, space);
@@ -38,9 +40,9 @@ class Pointwise {
       for (Index column = first; column < last; column += kPanel) {
         const Index width = panel_width(column, out_);
         product(Rows{x, in_}, packed + column * layer_.in_channels, width, rows, layer_.in_channels,
-                       y + row * out_ + column, out_, width, false);
+                       to + column, out_, width, false);
       }
-      finish(block, y + row * out_, rows, first, last);
+      finish(block, to, rows, first, last);
     });
   }
 
