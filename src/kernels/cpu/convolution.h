@@ -4,9 +4,10 @@
 #include "gemm.h"
 #include "norm.h"
 
+class Expansion;
+
 // What a layer reads. Within an MBConv block, norm and activation are computed where they are read: what they give is
 // neither written nor kept for the backward pass, only what they are computed from.
-class Expansion;
 struct Source {
   const float* values;         // positions x channels
   const Norm* norm = nullptr;  // the layer reads act(norm(values)); without one, the values
@@ -81,10 +82,7 @@ class Expansion {
   }
 
   void make(Index row, Index rows, float* to) const {
-    for (Index column = 0; column < out_; column += kPanel) {
-      const Index width = panel_width(column, out_);
-      product(Rows{x_ + row * in_, in_}, packed_ + column * depth_, width, rows, depth_, to + column, out_, width, false);
-    }
+    Panels{packed_, depth_, out_}.multiply(Rows{x_ + row * in_, in_}, rows, 0, out_, to, out_);
   }
 
  private:

@@ -34,11 +34,8 @@ class Dense {
       for (Index row = 0; row < band.positions / width; ++row) {
         for (Index tap = 0; tap < depth_; ++tap)
           taps[tap] = seen + (tap / kernel / kernel * height + row * stride + tap / kernel % kernel) * across + tap % kernel;
-        for (Index column = 0; column < out_; column += kPanel) {
-          const Index panel = panel_width(column, out_);
-          product(Taps{taps.data(), stride}, packed + column * depth_, panel, width, depth_,
-                  y + (band.position + row * width) * out_ + column, out_, panel, false);
-        }
+        float* to = y + (band.position + row * width) * out_;
+        Panels{packed, depth_, out_}.multiply(Taps{taps.data(), stride}, width, 0, out_, to, out_);
       }
       finish(block, y + band.position * out_, band.positions, 0, out_);
     });
@@ -58,7 +55,7 @@ class Dense {
         output_gradient(band.position, band.positions, gradient);
         for (Index column = 0; column < out_; column += kPanel)
           product(Rows{patches, band.positions}, gradient + column, out_, depth_, band.positions,
-                         partial + group * size + column, out_, panel_width(column, out_), block > begin);
+                  partial + group * size + column, out_, panel_width(column, out_), block > begin);
       }
     });
     const Scratch sum(size);
@@ -81,11 +78,8 @@ class Dense {
       for (Index block = image * bands_; block < (image + 1) * bands_; ++block) {
         const Band band = this->band(block);
         output_gradient(band.position, band.positions, gradient);
-        for (Index column = 0; column < columns_; column += kPanel) {
-          const Index width = panel_width(column, columns_);
-          product(Rows{gradient, out_}, packed + column * layer_.out_channels, width, band.positions,
-                         layer_.out_channels, patches + column, columns_, width, false);
-        }
+        Panels{packed, layer_.out_channels, columns_}.multiply(Rows{gradient, out_}, band.positions, 0, columns_, patches,
+                                                               columns_);
         const float* patch = patches;
         each_tap(band, [&](Index position, Index tap, Index offset) {
           x_gradient[image * size + offset] += patch[position * columns_ + tap];

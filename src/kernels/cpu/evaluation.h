@@ -31,10 +31,7 @@ class Folded {
   }
   void multiply(const float* packed, const float* x, Index x_step, Index rows, Index first, Index last, float* out,
                 Index out_step) const {
-    for (Index column = first; column < last; column += panel_) {
-      const Index width = std::min(panel_, width_ - column);
-      product(Rows{x, x_step}, packed + column * depth_, width, rows, depth_, out + column - first, out_step, width, false);
-    }
+    Panels{packed, depth_, width_, panel_}.multiply(Rows{x, x_step}, rows, first, last, out, out_step);
   }
 
   // The packed weights for inputs that have a gate.
@@ -86,12 +83,12 @@ class MBConvEvaluation {
   }
 
   // A thread takes whole images, where there are enough of them: it finds in its cache what it has left there.
-  void run(const float* x, float* out, int threads) const {
+  void run(const float* x, float* out) const {
     const Index images = layer_.images, after = layer_.out_height * layer_.out_width;
     const Index chunks = (wide_ + kChunk - 1) / kChunk, blocks = (after + kRows - 1) / kRows;
     const auto x_of = [&](Index image) { return x + image * layer_.in_height * layer_.in_width * in_; };
     const auto out_of = [&](Index image) { return out + image * after * out_; };
-    if (images >= threads) {
+    if (images >= Pool::instance().threads()) {
       parallel(images, [&](Index image) {
         const Scratch y(after * wide_), means(wide_), gates(wide_);
         filter(x_of(image), 0, chunks, y, means);

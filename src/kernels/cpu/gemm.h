@@ -138,3 +138,17 @@ inline void pack_panel(const float* from, Index row_step, Index column_step, Ind
     for (Index k = first; k < last; ++k) std::fill(to + k * width + valid, to + (k + 1) * width, 0.0f);
   }
 }
+
+// A matrix of depth x width as packed panels, behind each other.
+struct Panels {
+  const float* packed;
+  Index depth, width, panel = kPanel;
+
+  // c = a * columns first ... last - 1, which begin a panel; c begins with the first of them.
+  template <typename Left>
+  void multiply(const Left& a, Index rows, Index first, Index last, float* c, Index ldc) const {
+    for (Index column = first; column < last; column += panel)
+      product(a, packed + column * depth, std::min(panel, width - column), rows, depth, c + column - first, ldc,
+              std::min(panel, width - column), false);
+  }
+};

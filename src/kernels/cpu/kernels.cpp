@@ -277,8 +277,7 @@ int mbconv_evaluate(const Call& call) {
   const Places weights(2, block.expands, block.squeezes, 3, 4), moving(weights.end, block.expands, false, 2, 0);
   if (!call.has(moving.end + 1) || !read_block(call, 1, weights, block)) return kWrongCall;
   if (!is_output(call, moving.end, block.project)) return kWrongCall;
-  MBConvEvaluation(block, weights_at(call, weights), statistics_at(call, moving))
-      .run(call[1], call[moving.end], Pool::instance().threads());
+  MBConvEvaluation(block, weights_at(call, weights), statistics_at(call, moving)).run(call[1], call[moving.end]);
   return 0;
 }
 

@@ -118,9 +118,11 @@ struct MBConv {
         store(masked + at, load(upper + at) * broadcast(mask[image]));
       });
     Norm first = norm(expand, kept.expand, weights.expand);
-    filter_backward(residual ? masked.data() : upper, x, weights, kept, x_gradient, gradients, expand_gradient,
+    const Expansion again(makes_anew(kept), expand, x, weights.expand.weight);
+    const Source source = expanded(x, kept, first, again);
+    filter_backward(residual ? masked.data() : upper, source, weights, kept, x_gradient, gradients, expand_gradient,
                     depthwise_gradient, first);
-    if (expands) expand_backward(x, weights, kept, first, expand_gradient, gradients.expand, x_gradient);
+    if (expands) expand_backward(x, source, weights, first, expand_gradient, gradients.expand, x_gradient);
     if (residual)
       each_position(width, [&](Index, Index at, Index) {
         store(x_gradient + at, load(x_gradient + at) + load(upper + at));
@@ -139,9 +141,10 @@ struct MBConv {
     });
   }
 
-  // As far as the depthwise convolution, and what was before it; there, of the expansion only its norm.
-  void filter_backward(const float* upper, const float* x, const Weights& weights, const Kept& kept, float* x_gradient,
-                       const Weights& gradients, float* expand_gradient, float* depthwise_gradient, Norm& first) const {
+  // As far as the depthwise convolution, which has read `source`; of the expansion only its norm.
+  void filter_backward(const float* upper, const Source& source, const Weights& weights, const Kept& kept,
+                       float* x_gradient, const Weights& gradients, float* expand_gradient, float* depthwise_gradient,
+                       Norm& first) const {
     const Index width = squeeze.width();
     Norm second = norm(depthwise, kept.depthwise, weights.depthwise);
     // Without squeeze-and-excitation all gates are open, and nothing comes through them.
@@ -154,8 +157,7 @@ struct MBConv {
       depthwise_norm_backward(sums, gates, through_gates, second, gradients.depthwise);
     }
     PHASE("depthwise, backward");
-    const Expansion again(makes_anew(kept), expand, x, weights.expand.weight);
-    const Depthwise filter(depthwise, expanded(x, kept, first, again), weights.depthwise.weight);
+    const Depthwise filter(depthwise, source, weights.depthwise.weight);
     const auto filter_gradient = [&](Index row, Index rows, float* to, Index chunk_step) {
       const Index image = row / squeeze.positions * width;
       const float *gate = gates + image, *through = through_gates + image, *from = depthwise_gradient + row * width;
@@ -337,12 +339,10 @@ struct MBConv {
   }
 
   // From the gradient of the expansion's norm, `first`, whose means of gradients are known.
-  void expand_backward(const float* x, const Weights& weights, const Kept& kept, const Norm& first,
+  void expand_backward(const float* x, const Source& source, const Weights& weights, const Norm& first,
                        const float* gradient, const ConvNormTensors& gradients, float* x_gradient) const {
     PHASE("expand, backward");
     const Index width = first.width();
-    const Expansion again(makes_anew(kept), expand, x, weights.expand.weight);
-    const Source source = expanded(x, kept, first, again);
     Pointwise(expand, x, weights.expand.weight)
         .backward(
             [&](Index row, Index rows, float* to) {

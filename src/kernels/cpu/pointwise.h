@@ -37,11 +37,7 @@ class Pointwise {
         read_rows(source_, row, rows, in_, space);
         x = space;
       }
-      for (Index column = first; column < last; column += kPanel) {
-        const Index width = panel_width(column, out_);
-        product(Rows{x, in_}, packed + column * layer_.in_channels, width, rows, layer_.in_channels,
-                       to + column, out_, width, false);
-      }
+      Panels{packed, layer_.in_channels, out_}.multiply(Rows{x, in_}, rows, first, last, to + first, out_);
       finish(block, to, rows, first, last);
     });
   }
@@ -74,8 +70,8 @@ class Pointwise {
         read(block, row, rows, space);
         const float* x = source_.plain() ? source_.values + row * in_ : space;
         for (Index column = 0; column < in_; column += kPanel)
-          product(Columns{gradient, out_}, x + column, in_, out_, rows,
-                        partial + group * size + column, in_, panel_width(column, in_), block > begin);
+          product(Columns{gradient, out_}, x + column, in_, out_, rows, partial + group * size + column, in_,
+                  panel_width(column, in_), block > begin);
       }
     });
     const Scratch sum(size);
@@ -101,11 +97,7 @@ class Pointwise {
 
   // x_gradient = gradient * weight for a block of rows.
   void multiply_back(const float* gradient, const float* packed, Index row, Index rows, float* x_gradient) const {
-    for (Index column = 0; column < in_; column += kPanel) {
-      const Index width = panel_width(column, in_);
-      product(Rows{gradient, out_}, packed + column * layer_.out_channels, width, rows, layer_.out_channels,
-                     x_gradient + row * in_ + column, in_, width, false);
-    }
+    Panels{packed, layer_.out_channels, in_}.multiply(Rows{gradient, out_}, rows, 0, in_, x_gradient + row * in_, in_);
   }
 
   // The same where the weight is large and the positions are few: the gradient of y is kept as a whole, and each task
@@ -130,8 +122,7 @@ class Pointwise {
       for (Index row = 0; row < positions; row += depth)
         for (Index column = left; column < right; column += kPanel)
           product(Columns{gradient + row * out_ + top, out_}, x + row * in_ + column, in_, bottom - top,
-                        std::min(depth, positions - row), sum + top * in_ + column, in_,
-                        panel_width(column, right), row > 0);
+                  std::min(depth, positions - row), sum + top * in_ + column, in_, panel_width(column, right), row > 0);
     });
     unpad(sum, weight_gradient);
   }
