@@ -49,7 +49,17 @@ __attribute__((noinline)) static int is_plain(const uint8_t *data, size_t length
   return 0;
 }
 
-// Read the header; 0 unless it is of a plain JPEG, grey or YCbCr. `info` and `errors` are the caller's, whose locals
+// Grey, or YCbCr whose colours are as fine as its brightness or half as fine each way. Of others, libjpeg-turbo decodes a
+// part at a reduced size to other pixels than the whole.
+static int is_everyday(const struct jpeg_decompress_struct *info) {
+  const jpeg_component_info *part = info->comp_info;
+  if (info->num_components == 1) return info->jpeg_color_space == JCS_GRAYSCALE;
+  return info->num_components == 3 && info->jpeg_color_space == JCS_YCbCr && part[0].h_samp_factor <= 2 &&
+         part[0].v_samp_factor <= 2 && part[1].h_samp_factor * part[1].v_samp_factor == 1 &&
+         part[2].h_samp_factor * part[2].v_samp_factor == 1;
+}
+
+// Read the header; 0 unless it is of an everyday JPEG. `info` and `errors` are the caller's, whose locals
 // keep their values when libjpeg leaves by longjmp; those of the function that calls setjmp would not.
 static int read_header(struct jpeg_decompress_struct *info, Errors *errors, const uint8_t *data, size_t length) {
   memset(info, 0, sizeof *info);
@@ -60,9 +70,7 @@ static int read_header(struct jpeg_decompress_struct *info, Errors *errors, cons
   jpeg_create_decompress(info);
   jpeg_mem_src(info, data, (unsigned long)length);
   if (jpeg_read_header(info, TRUE) != JPEG_HEADER_OK) return 0;
-  const int everyday = (info->num_components == 1 && info->jpeg_color_space == JCS_GRAYSCALE) ||
-                       (info->num_components == 3 && info->jpeg_color_space == JCS_YCbCr);
-  return everyday && !info->progressive_mode && info->comps_in_scan == info->num_components &&
+  return is_everyday(info) && !info->progressive_mode && info->comps_in_scan == info->num_components &&
          errors->base.num_warnings == 0;
 }
 
@@ -93,7 +101,7 @@ typedef struct {
   int32_t first_row, last_row;  // of the box
   uint8_t *line;                // room for LEAD bytes and a decoded row of pixels of 4 bytes
   uint8_t *rows;                // rows that are resized across
-  int32_t *sums;
+  uint8_t *mixed;               // room for a row that is resized both ways
 } Work;
 
 static void free_work(Work *work) {
@@ -101,7 +109,7 @@ static void free_work(Work *work) {
   free_weights(&work->down);
   free(work->line);
   free(work->rows);
-  free(work->sums);
+  free(work->mixed);
 }
 
 static int prepare_work(Work *work, const Request *request, size_t line_width) {
@@ -114,8 +122,8 @@ static int prepare_work(Work *work, const Request *request, size_t line_width) {
   work->last_row = work->down.first[side - 1] + work->down.count[side - 1];
   work->line = aligned_alloc(64, (LEAD + 4 * (line_width + 2) + 63) / 64 * 64);
   work->rows = malloc((size_t)(work->last_row - work->first_row) * (size_t)side * 4);
-  work->sums = malloc(sizeof(int32_t) * (size_t)side * 4);
-  return work->line && work->rows && work->sums;
+  work->mixed = malloc((size_t)side * 4);
+  return work->line && work->rows && work->mixed;
 }
 
 static void finish(const Work *work, const Request *request, uint8_t *out) {
@@ -123,7 +131,7 @@ static void finish(const Work *work, const Request *request, uint8_t *out) {
   for (int32_t y = 0; y < request->side; ++y) {
     const uint8_t *rows = work->rows + (size_t)(work->down.first[y] - work->first_row) * stride;
     mix_rows(rows, stride, work->down.fixed + (size_t)y * (size_t)work->down.taps, work->down.count[y], request->side,
-             request->flip, work->sums, out + (size_t)y * side, side * side);
+             request->flip, work->mixed, out + (size_t)y * side, side * side);
   }
 }
 
@@ -140,30 +148,30 @@ static int read_rows(struct jpeg_decompress_struct *info, const Work *work, cons
   return 1;
 }
 
-// Some columns and rows around the request are decoded, too: the smooth upsampling of colours reads neighbours.
+// Some columns beside the request are decoded, too: the smooth upsampling of colours reads neighbours. libjpeg itself reads
+// the rows that it needs above.
 static int decode(struct jpeg_decompress_struct *info, Errors *errors, Work *work, const Request *request) {
   if (setjmp(errors->jump) != 0) return ASK_PILLOW;
   info->scale_num = 1;
   info->scale_denom = (unsigned)request->reduce;
   info->out_color_space = JCS_EXT_RGBX;
   jpeg_start_decompress(info);
-  const int32_t block = 8 / request->reduce, across = info->max_h_samp_factor * block;
-  const int32_t down = info->max_v_samp_factor * block;
+  const int32_t beside = 2 * info->max_h_samp_factor;
   if (request->left + request->width > (int32_t)info->output_width ||
       request->top + request->height > (int32_t)info->output_height) {
     return ASK_PILLOW;
   }
   if (!prepare_work(work, request, info->output_width)) return NO_MEMORY;
   const int32_t last = request->side - 1;
-  int32_t begin = request->left + work->across.first[0] - 2 * across;
-  int32_t end = request->left + work->across.first[last] + work->across.count[last] + 2 * across;
+  int32_t begin = request->left + work->across.first[0] - beside;
+  int32_t end = request->left + work->across.first[last] + work->across.count[last] + beside;
   if (begin < 0) begin = 0;
   if (end > (int32_t)info->output_width) end = (int32_t)info->output_width;
   JDIMENSION offset = (JDIMENSION)begin, width = (JDIMENSION)(end - begin);
   if (width < info->output_width) {
     jpeg_crop_scanline(info, &offset, &width);
   }
-  const int32_t skipped = request->top + work->first_row - 2 * down;
+  const int32_t skipped = request->top + work->first_row;
   if (skipped > 0) jpeg_skip_scanlines(info, (JDIMENSION)skipped);
   if (!read_rows(info, work, request, offset) || errors->base.num_warnings != 0) return ASK_PILLOW;
   return DONE;
@@ -212,8 +220,7 @@ static inline int32_t grey(int32_t red, int32_t green, int32_t blue) {
 
 static inline uint8_t blend(int32_t from, int32_t to, float factor) {
   // Pillow clips first and then drops the fraction; the other way round is the same, and faster.
-  const int32_t value = (int32_t)((float)from + factor * (float)(to - from));
-  return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
+  return (uint8_t)clip((int32_t)((float)from + factor * (float)(to - from)));
 }
 
 static void blend_with(uint8_t *values, size_t count, int32_t base, float factor) {

@@ -26,7 +26,7 @@ from src.images.augment import (
     draw_numbers,
 )
 from src.images.bad_images import ImageError
-from src.images.decode import open_image
+from src.images.decode import decode, open_image
 from src.images.engine import FILTERS, Request, describe_engine, find_engine
 from src.images.preprocess import Preprocess, crop_encoded, crop_for_evaluation
 from tests.support.hard_images import bad_images, draw, encode, without_segment
@@ -66,6 +66,15 @@ class TestWhatItTakes:
     )
     def test_everything_else_is_pillows(self, data):
         assert engine.jpeg_size(data) is None
+
+    @pytest.mark.parametrize("factors", [0x41, 0x42, 0x24, 0x14])
+    def test_colours_of_rare_fineness_are_pillows(self, factors):
+        """libjpeg-turbo 2.1.5 decodes a part of a JPEG of 4x2 samples at half its size to other pixels."""
+        data = bytearray(encode(draw(40, 30), "JPEG", subsampling="4:2:0"))
+        frame = data.index(b"\xff\xc0")
+        assert data[frame + 11] == 0x22
+        data[frame + 11] = factors
+        assert engine.jpeg_size(bytes(data)) is None
 
     @pytest.mark.parametrize(("name", "data"), [item for item in bad_images() if item[0].endswith(".jpg")])
     def test_nothing_of_a_broken_file(self, name, data):
@@ -124,14 +133,16 @@ class TestPillowsBytes:
             factors.add(choose_reduction(*crop[2:], side))
         assert factors == ({1, 2, 4, 8})
 
-    def test_of_every_window_of_a_subsampled_image(self):
+    @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+    @pytest.mark.parametrize("reduce", [1, 2, 4])
+    def test_of_every_window_of_a_subsampled_image(self, subsampling, reduce):
         """Borders of a part are where the decoder looks at neighbours that were not decoded."""
-        data = encode(draw(200, 150), "JPEG", subsampling="4:2:0", quality=60)
-        pixels = np.asarray(open_image(data, "a")).transpose(2, 0, 1)
+        data = encode(draw(203, 150), "JPEG", subsampling=subsampling, quality=60)
+        pixels = np.asarray(decode(data, "a", lambda width, height: reduce)[1]).transpose(2, 0, 1)
         out = np.empty((3, 24, 24), np.uint8)
-        for left in range(0, 177, 3):
-            for top in range(0, 127, 9):
-                assert engine.resize_jpeg(data, Request(1, left, top, 24, 24, 24, 24, 0, 0, 24, 0, 0), out)
+        for left in range(0, pixels.shape[2] - 23, 3):
+            for top in range(0, pixels.shape[1] - 23, 5):
+                assert engine.resize_jpeg(data, Request(reduce, left, top, 24, 24, 24, 24, 0, 0, 24, 0, 0), out)
                 np.testing.assert_array_equal(out, pixels[:, top : top + 24, left : left + 24])
 
     def test_of_colours(self):
@@ -266,7 +277,7 @@ FUZZ = """
 import sys
 import numpy as np
 from src.images.bad_images import ImageError
-from src.images.decode import open_image
+from src.images.decode import decode, open_image
 from src.images.engine import find_engine
 from src.images.preprocess import Preprocess, crop_encoded, crop_for_evaluation
 from tests.images.test_engine import damaged

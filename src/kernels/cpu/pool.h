@@ -7,6 +7,7 @@
 #include <sched.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -104,11 +105,13 @@ class Pool {
     }
   }
 
-  // Looks for some microseconds whether something has come to pass: one call follows another sooner than a sleeping
-  // thread wakes up.
+  // Looks for some time whether something has come to pass: one call follows another sooner than a sleeping thread wakes
+  // up, most of all in a virtual machine.
   template <typename Condition>
   static void spin(const Condition& holds) {
-    for (int i = 0; i < kSpins && !holds(); ++i) relax();
+    const auto end = std::chrono::steady_clock::now() + kSpinning;
+    while (!holds() && std::chrono::steady_clock::now() < end)
+      for (int i = 0; i < 16 && !holds(); ++i) relax();
   }
 
   void work() {
@@ -125,7 +128,7 @@ class Pool {
     }
   }
 
-  static constexpr int kSpins = 1000;  // some ten microseconds
+  static constexpr std::chrono::microseconds kSpinning{200};
 
   std::mutex turn_;   // held by the caller whose work the threads do
   std::mutex mutex_;  // guards what follows
