@@ -99,7 +99,7 @@ enum { LEAD = 68 };
 typedef struct {
   Weights across, down;
   int32_t first_row, last_row;  // of the box
-  uint8_t *line;                // room for LEAD bytes and a decoded row of pixels of 4 bytes
+  uint8_t *line;                // room for LEAD bytes, a decoded row of pixels of 4 bytes and what is read behind it
   uint8_t *rows;                // rows that are resized across
   uint8_t *mixed;               // room for a row that is resized both ways
 } Work;
@@ -120,7 +120,7 @@ static int prepare_work(Work *work, const Request *request, size_t line_width) {
   }
   work->first_row = work->down.first[0];
   work->last_row = work->down.first[side - 1] + work->down.count[side - 1];
-  work->line = aligned_alloc(64, (LEAD + 4 * (line_width + 2) + 63) / 64 * 64);
+  work->line = aligned_alloc(64, (LEAD + 4 * (line_width + (size_t)work->across.taps) + 63) / 64 * 64);
   work->rows = malloc((size_t)(work->last_row - work->first_row) * (size_t)side * 4);
   work->mixed = malloc((size_t)side * 4);
   return work->line && work->rows && work->mixed;

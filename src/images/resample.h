@@ -36,6 +36,7 @@ typedef struct {
   int32_t taps;    // room for each output pixel in `fixed`, an even number; what is not used is 0
   int32_t *first;  // the first input pixel
   int32_t *count;  // how many input pixels
+  int32_t most;    // the largest of these
   int32_t *fixed;  // weights with 22 fractional bits
   double *exact;   // room for one output pixel's
 } Weights;
@@ -54,6 +55,7 @@ static int compute_weights(Weights *weights, int32_t in_size, int32_t out_size, 
   const double filter_scale = scale < 1.0 ? 1.0 : scale;
   const double support = (filter == BICUBIC ? 2.0 : 1.0) * filter_scale;
   const double inverse = 1.0 / filter_scale;
+  weights->most = 0;
   weights->taps = ((int32_t)ceil(support) * 2 + 2) & ~1;
   weights->first = malloc(sizeof(int32_t) * (size_t)length);
   weights->count = malloc(sizeof(int32_t) * (size_t)length);
@@ -80,6 +82,7 @@ static int compute_weights(Weights *weights, int32_t in_size, int32_t out_size, 
     }
     weights->first[i] = first;
     weights->count[i] = last - first;
+    if (weights->most < last - first) weights->most = last - first;
   }
   return 1;
 }
@@ -128,13 +131,21 @@ static inline void mix_pixels(const uint8_t *pixel, const int32_t *weight, int32
 #endif
 }
 
-// One row of pixels of 4 bytes to `width` output pixels of 4 bytes. Reads 4 bytes behind the last pixel that counts.
-// `shift` is where the weights' first pixel lies in the row; below 0 where the row begins after it.
-static void resize_row(const uint8_t *row, int32_t shift, const Weights *across, int32_t width, uint8_t *out) {
+static inline __attribute__((always_inline)) void resize_by(const uint8_t *row, int32_t shift, const Weights *across,
+                                                            int32_t count, int32_t width, uint8_t *out) {
   for (int32_t x = 0; x < width; ++x) {
     const int32_t *weight = across->fixed + (size_t)x * (size_t)across->taps;
-    mix_pixels(row + 4 * (size_t)(shift + across->first[x]), weight, across->count[x], out + 4 * (size_t)x);
+    mix_pixels(row + 4 * (size_t)(shift + across->first[x]), weight, count, out + 4 * (size_t)x);
   }
+}
+
+// One row of pixels of 4 bytes to `width` output pixels of 4 bytes. Each takes as many input pixels as any, with weights of
+// 0 where it needs fewer, because a processor foresees the end of such loops: reads up to `taps` pixels behind the last
+// that counts. `shift` is where the weights' first pixel lies in the row; below 0 where the row begins after it.
+static void resize_row(const uint8_t *row, int32_t shift, const Weights *across, int32_t width, uint8_t *out) {
+  if (across->most <= 2) return resize_by(row, shift, across, 2, width, out);
+  if (across->most <= 4) return resize_by(row, shift, across, 4, width, out);
+  resize_by(row, shift, across, across->most, width, out);
 }
 
 enum { PART = 16 };
