@@ -122,9 +122,10 @@ class Dense {
     for (Index channel = 0; channel < layer_.in_channels; ++channel, image += layer_.in_height * layer_.in_width)
       for (Index row = 0; row < height; ++row, seen += width) {
         const Index from = band.row * layer_.stride - layer_.top + row;
-        const bool inside = from >= 0 && from < layer_.in_height;
-        std::fill(seen, seen + width, 0.0f);
-        if (inside) std::copy_n(image + from * layer_.in_width, end - left, seen + left);
+        float* last = seen + left;
+        if (from >= 0 && from < layer_.in_height) last = std::copy_n(image + from * layer_.in_width, end - left, last);
+        std::fill(seen, seen + left, 0.0f);
+        std::fill(last, seen + width, 0.0f);
       }
   }
 
