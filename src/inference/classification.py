@@ -1,9 +1,8 @@
 """Many images through an ONNX file: reading, decoding, preprocessing and the network overlap in threads.
 
-A thread takes a batch from the file names to the logits, and the network runs within that thread. On a CPU nothing is
-handed from thread to thread and nobody waits for a partner: as many batches as threads are under way, some of them
-being decoded while others are in the network, and the pixels stay in the core's cache. On a GPU or NPU the same threads
-keep the device fed; an NPU's batches are run by a thread of its own.
+A thread takes some images from the file names to the logits, and the network runs within that thread. On a CPU nothing
+is handed from thread to thread and nobody waits for a partner: some threads decode while others are in the network. On
+a GPU or NPU the same threads keep the device fed; an NPU's batches are run by a thread of its own.
 """
 
 from __future__ import annotations
@@ -28,8 +27,10 @@ OPENVINO_BATCH = 4
 """OpenVINO's batches, in which its threads hand over less often."""
 MANY_IMAGES = 100
 """From so many on the compiled engine decodes; to compile it on its first use takes longer than a few images."""
+TURN = 8
+"""Images that a thread decodes before the network sees the first: decoder and network take each other's caches."""
 AHEAD = 4
-"""Batches for each thread that may be finished or waiting before the first of them is asked for; only logits wait."""
+"""Turns of each thread that may be finished or waiting before the first of them is asked for; only logits wait."""
 
 
 def choose_batch_size(model: OnnxModel, batch_size: int | None) -> int:
@@ -47,13 +48,16 @@ def choose_batch_size(model: OnnxModel, batch_size: int | None) -> int:
 def classify(model: OnnxModel, images: Images, batch_size: int, threads: int) -> Iterator[ClassifiedBatch]:
     """Run images through a network, in order.
 
-    Memory does not depend on their number: `threads` batches are under way, and a few batches of logits wait.
+    Memory does not depend on their number: each thread has one turn under way, and the logits of a few turns wait.
 
     Args:
         model: the network; each call of it is made by one of the threads.
         images: what can be read by number.
-        batch_size: images a batch, but for the last.
-        threads: batches under way at once.
+        batch_size: images that one call takes, but for the last.
+        threads: calls at once.
+
+    Yields:
+        ClassifiedBatch, of one turn.
 
     Raises:
         RunError: if the network fails. An image that cannot be used is no failure; see `ClassifiedBatch.errors`.
@@ -62,27 +66,43 @@ def classify(model: OnnxModel, images: Images, batch_size: int, threads: int) ->
         # Compiled here if it must be, not by every thread.
         find_engine()
 
-    def work(start: int) -> ClassifiedBatch:
-        return classify_batch(model, images, range(start, min(start + batch_size, len(images))))
+    def work(indices: range) -> ClassifiedBatch:
+        return classify_turn(model, images, indices, batch_size)
 
-    return map_in_order(work, range(0, len(images), batch_size), threads, AHEAD * threads)
+    return map_in_order(work, take_turns(len(images), batch_size, threads), threads, AHEAD * threads)
 
 
-def classify_batch(model: OnnxModel, images: Images, indices: Sequence[int]) -> ClassifiedBatch:
+def take_turns(images: int, batch_size: int, threads: int) -> Iterator[range]:
+    """Numbers of images in turns of whole batches, smaller ones towards the end, so that all threads end together."""
+    start = 0
+    while start < images:
+        batches = min(TURN, (images - start) // (2 * threads)) // batch_size
+        stop = min(images, start + max(1, batches) * batch_size)
+        yield range(start, stop)
+        start = stop
+
+
+def classify_turn(model: OnnxModel, images: Images, indices: Sequence[int], batch_size: int) -> ClassifiedBatch:
     """Read, decode, prepare and run some images."""
-    batch = model.new_batch(len(indices))
-    good: list[int] = []
+    crops: dict[int, np.ndarray] = {}
     errors: dict[int, ImageError] = {}
     for index in indices:
         try:
-            model.fill_row(batch[len(good)], read_crop(model, images, index))
-            good.append(index)
+            crops[index] = read_crop(model, images, index)
         except ImageError as error:
             errors[index] = error
-    if not good:
-        return ClassifiedBatch(good, np.empty((0, model.info.num_classes), np.float32), errors)
-    logits = model.run(batch if model.fixed_batch else batch[: len(good)])[: len(good)]
-    return ClassifiedBatch(good, logits, errors)
+    pixels = list(crops.values())
+    logits = [run_crops(model, pixels[i : i + batch_size]) for i in range(0, len(pixels), batch_size)]
+    none = np.empty((0, model.info.num_classes), np.float32)
+    return ClassifiedBatch(list(crops), np.concatenate([none, *logits]), errors)
+
+
+def run_crops(model: OnnxModel, crops: Sequence[np.ndarray]) -> np.ndarray:
+    """Logits of a batch of crops."""
+    batch = model.new_batch(len(crops))
+    for row, crop in zip(batch, crops):
+        model.fill_row(row, crop)
+    return model.run(batch)[: len(crops)]
 
 
 def read_crop(model: OnnxModel, images: Images, index: int) -> np.ndarray:

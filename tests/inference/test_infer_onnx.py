@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -957,21 +958,32 @@ class TestPipeline:
         for _ in range(40):
             next(batches)
         time.sleep(0.2)
-        # The consumer stands still: 41 batches and AHEAD more for each thread may be done, not a million.
-        assert images.reads <= 4 * (41 + classification.AHEAD * 3 + 3 + 1)
+        # The consumer stands still: 41 turns and AHEAD more for each thread may be done, not a million.
+        assert images.reads <= classification.TURN * (41 + classification.AHEAD * 3 + 3 + 1)
         batches.close()
         assert model.most_alive <= 4 * 3
 
+    @pytest.mark.parametrize(
+        ("count", "batch_size", "threads"), [(1, 1, 1), (41, 1, 2), (41, 3, 2), (500, 64, 8), (7, 4, 16)]
+    )
+    def test_turns_hold_each_image_once_and_all_threads_end_together(self, count, batch_size, threads):
+        turns = list(classification.take_turns(count, batch_size, threads))
+        assert [index for turn in turns for index in turn] == list(range(count))
+        assert all(len(turn) % batch_size == 0 for turn in turns[:-1])
+        assert all(len(turn) <= max(classification.TURN, batch_size) for turn in turns)
+        assert all(len(turn) <= batch_size for turn in turns[-threads:])
+
     def test_reading_and_the_network_overlap(self):
-        """The first batch stays in the network until the second image is being read, and the other way round."""
+        """The first turn stays in the network until one of another is being read, and the other way round."""
         reading, inside, together = threading.Event(), threading.Event(), []
+        second = next(itertools.islice(classification.take_turns(20, 1, 2), 1, None)).start
 
         class Images(EndlessImages):
             def __len__(self):
                 return 20
 
             def read(self, index):
-                if index == 1:
+                if index == second:
                     reading.set()
                     together.append(inside.wait(10))
                 return super().read(index)
@@ -984,7 +996,8 @@ class TestPipeline:
                 return super().run(batch)
 
         model = Model((32, 32, 3))
-        assert len(list(classify(model, Images(picture(40, 40)), 1, 2))) == 20
+        batches = classify(model, Images(picture(40, 40)), 1, 2)
+        assert sum(len(batch.indices) for batch in batches) == 20
         assert together == [True, True]
 
     def test_a_failure_of_the_network_ends_the_run(self):
