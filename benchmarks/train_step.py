@@ -42,7 +42,8 @@ def main(argv=None) -> None:
     threads = arguments.threads or len(os.sched_getaffinity(0))
     print(f"machine: {describe_machine('mindspore', 'torch', 'timm')}; PyTorch with {threads} threads", flush=True)
     with tempfile.TemporaryDirectory() as cache:
-        compare(threads, arguments, {**os.environ, "XDG_CACHE_HOME": cache})
+        caches = {"XDG_CACHE_HOME": cache, "TORCHINDUCTOR_CACHE_DIR": os.path.join(cache, "torchinductor")}
+        compare(threads, arguments, {**os.environ, **caches})
 
 
 def compare(threads: int, arguments, environment: dict) -> None:
