@@ -12,6 +12,7 @@
 
 enum class PixelType {
   kFloat32Nchw,  // preprocessed
+  kFloat32Nhwc,
   kUint8Nhwc     // cropped only; the model normalises
 };
 
@@ -23,7 +24,7 @@ struct ModelShape {
   size_t num_classes = 0;
 
   size_t image_bytes() const {
-    return image_size * image_size * 3 * (pixel_type == PixelType::kFloat32Nchw ? sizeof(float) : 1);
+    return image_size * image_size * 3 * (pixel_type == PixelType::kUint8Nhwc ? 1 : sizeof(float));
   }
 };
 

@@ -35,6 +35,9 @@ std::vector<uint8_t> read_file(const std::string &path, size_t limit);
 // Throws RunError as read_file does, without reading the bytes.
 void check_file(const std::string &path, size_t limit);
 
+// Where write_file_atomically writes first.
+std::string aside_of(const std::string &path);
+
 // Writes `size` bytes to a hidden temporary file and renames it to `path`, so that the file appears whole or not at
 // all. The temporary name follows from `path`: the next run overwrites what a killed run left. Throws RunError.
 void write_file_atomically(const std::string &path, const void *data, size_t size);

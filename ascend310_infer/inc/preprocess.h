@@ -31,8 +31,8 @@ Planes load_planes(const uint8_t *data, size_t size, const Preprocess &preproces
 // The same for every image by decode_image; load_planes decodes most JPEGs faster.
 Planes load_planes_of_any(const uint8_t *data, size_t size, const Preprocess &preprocess, const std::string &path);
 
-// (pixel - mean) / std, channels first, to `target` with room for as many values.
-void normalise(const Planes &planes, const Preprocess &preprocess, float *target);
+// (pixel - mean) / std, channels first or, interleaved, last, to `target` with room for as many values.
+void normalise(const Planes &planes, const Preprocess &preprocess, bool interleaved, float *target);
 
 // Channels last, to `target` with room for as many bytes.
 void interleave(const Planes &planes, uint8_t *target);

@@ -17,7 +17,8 @@ class ResultFolder {
   ResultFolder(const std::string &root, std::vector<std::string> names);
 
   // Starts anew: notes which model the results will be of, and removes earlier results: all of them in a folder that
-  // this program has written, in any other folder only those of the same names. Throws RunError.
+  // this program has written, in any other folder only those of the same names. Their disk space is used again. Throws
+  // RunError.
   void begin(const std::string &model_identity);
 
   // Goes on with what a killed run left. Returns for each name whether its result is there with all `num_classes`
@@ -26,6 +27,9 @@ class ResultFolder {
 
   // Writes one image's logits, whole or not at all. Throws RunError.
   void write(size_t index, const float *logits, size_t count);
+
+  // Removes what is left of earlier results. Throws RunError.
+  void finish();
 
  private:
   std::string root_;

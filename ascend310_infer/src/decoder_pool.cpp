@@ -59,7 +59,8 @@ std::string DecoderPool::decode(const std::string &path, std::vector<uint8_t> &t
       interleave(planes, target.data());
     } else {
       // Memory from new[] is aligned for every type.
-      normalise(planes, preprocess_, reinterpret_cast<float *>(target.data()));
+      normalise(planes, preprocess_, shape_.pixel_type == PixelType::kFloat32Nhwc,
+                reinterpret_cast<float *>(target.data()));
     }
   } catch (const std::bad_alloc &) {
     return path + ": there is not enough memory to decode it";

@@ -57,7 +57,7 @@ void leave_float(const ov::Model &model) {
 class OpenVinoEngine : public Engine {
  public:
   explicit OpenVinoEngine(const EngineOptions &options) {
-    const auto model = prepare(core_.read_model(options.model_path), options.model_path);
+    auto model = prepare(core_.read_model(options.model_path), options.model_path);
     const ov::Output<ov::Node> input = model->input();
     const bool planes = input.get_element_type() == ov::element::f32;
     shape_ = describe_model(options.model_path, planes ? PixelType::kFloat32Nchw : PixelType::kUint8Nhwc,
@@ -67,6 +67,14 @@ class OpenVinoEngine : public Engine {
     model->reshape(fixed);
     shape_.num_classes = count_classes(options.model_path, dimensions(model->output().get_partial_shape()),
                                        shape_.batch_size);
+    if (planes) {
+      // The first convolution wants the colours side by side, as this program can write them at no cost.
+      ov::preprocess::PrePostProcessor steps(model);
+      steps.input().tensor().set_layout("NHWC");
+      steps.input().model().set_layout("NCHW");
+      model = steps.build();
+      shape_.pixel_type = PixelType::kFloat32Nhwc;
+    }
     // THROUGHPUT makes many small streams that run as many batches at once: no core waits for another within a layer.
     // float32 even where the processor has bfloat16: the logits must be MindSpore's. Threads are not pinned to cores,
     // because the decoders' threads run on the same ones.

@@ -68,13 +68,18 @@ std::vector<uint8_t> read_file(const std::string &path, size_t limit) {
   return data;
 }
 
-void write_file_atomically(const std::string &path, const void *data, size_t size) {
+std::string aside_of(const std::string &path) {
   const size_t slash = path.rfind('/');
   const size_t name = slash == std::string::npos ? 0 : slash + 1;
-  const std::string aside = path.substr(0, name) + "." + path.substr(name) + ".tmp";
-  FileDescriptor file(::open(aside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  return path.substr(0, name) + "." + path.substr(name) + ".tmp";
+}
+
+void write_file_atomically(const std::string &path, const void *data, size_t size) {
+  const std::string aside = aside_of(path);
+  FileDescriptor file(::open(aside.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666));
   if (!file.is_open()) throw RunError(describe_errno(errno, path));
-  int failure = 0;
+  // What an earlier file has beyond the new end goes; its beginning is overwritten.
+  int failure = ::ftruncate(file.get(), static_cast<off_t>(size)) == 0 ? 0 : errno;
   const auto *bytes = static_cast<const char *>(data);
   while (size > 0 && failure == 0) {
     const ssize_t count = ::write(file.get(), bytes, size);

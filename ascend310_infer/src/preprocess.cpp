@@ -74,8 +74,9 @@ Planes load_planes_of_any(const uint8_t *data, size_t size, const Preprocess &pr
   return planes;
 }
 
-void normalise(const Planes &planes, const Preprocess &preprocess, float *target) {
+void normalise(const Planes &planes, const Preprocess &preprocess, bool interleaved, float *target) {
   const size_t plane = planes.size() / 3;
+  const size_t step = interleaved ? 3 : 1;
   for (size_t channel = 0; channel < 3; ++channel) {
     // 256 values are divided instead of every pixel: the same division of the same numbers.
     float table[256];
@@ -83,8 +84,8 @@ void normalise(const Planes &planes, const Preprocess &preprocess, float *target
       table[value] = (static_cast<float>(value) - preprocess.mean[channel]) / preprocess.std[channel];
     }
     const uint8_t *pixels = planes.data() + channel * plane;
-    float *values = target + channel * plane;
-    for (size_t i = 0; i < plane; ++i) values[i] = table[pixels[i]];
+    float *values = target + channel * (interleaved ? 1 : plane);
+    for (size_t i = 0; i < plane; ++i) values[step * i] = table[pixels[i]];
   }
 }
 

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <utility>
 
 #include "errors.h"
@@ -18,17 +19,28 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "result files are littl
 constexpr size_t kWaitingBatches = 2;
 constexpr char kModelFile[] = "/.model";  // hidden, so that it is no result
 
-// Of nftw, for each entry: ends with errno where a result file cannot be removed.
-int remove_result(const char *path, const struct stat *, int kind, FTW *) {
-  const std::string name(path);
+bool is_result(const std::string &name) { return ends_with(name, "_0.bin"); }
+bool is_aside(const std::string &name) { return ends_with(name, "_0.bin.tmp"); }
+
+// Of nftw, for each entry: sets a result aside, where the new one will be written over it. That is faster than to remove
+// it: ext4 looks at each file that was just removed before it makes a new one. A file that has other names, or may not
+// be written, is removed. Ends with errno where that fails.
+int set_aside(const char *path, const struct stat *status, int kind, FTW *) {
   if (kind == FTW_DNR) return EACCES;
-  if (kind != FTW_F || (!ends_with(name, "_0.bin") && !ends_with(name, "_0.bin.tmp"))) return 0;
-  return ::unlink(path) == 0 ? 0 : errno;
+  if (kind != FTW_F || !(is_result(path) || is_aside(path))) return 0;
+  const bool usable = status->st_nlink == 1 && ::access(path, W_OK) == 0;
+  if (usable && is_aside(path)) return 0;
+  return (usable ? std::rename(path, aside_of(path).c_str()) : ::unlink(path)) == 0 ? 0 : errno;
 }
 
-// Removes result files, complete and unfinished ones, in all folders below. Not std::filesystem, which GCC has from 8 on.
-void remove_results(const std::string &root) {
-  const int failure = ::nftw(root.c_str(), remove_result, 16, FTW_PHYS);
+// Of nftw: removes what was set aside and not needed.
+int remove_aside(const char *path, const struct stat *, int kind, FTW *) {
+  return kind != FTW_F || !is_aside(path) || ::unlink(path) == 0 ? 0 : errno;
+}
+
+// Does this to all files in all folders below. Not std::filesystem, which GCC has from 8 on.
+void for_each_file(const std::string &root, int (*change)(const char *, const struct stat *, int, FTW *)) {
+  const int failure = ::nftw(root.c_str(), change, 16, FTW_PHYS);
   if (failure != 0) throw RunError(describe_errno(failure < 0 ? errno : failure, root));
 }
 
@@ -47,7 +59,7 @@ ResultFolder::ResultFolder(const std::string &root, std::vector<std::string> nam
 void ResultFolder::begin(const std::string &model_identity) {
   struct stat status {};
   if (::stat((root_ + kModelFile).c_str(), &status) == 0) {
-    remove_results(root_);
+    for_each_file(root_, set_aside);
   } else {
     // This program has not written to the folder: it may remove only what it will overwrite.
     for (const std::string &name : names_) {
@@ -88,6 +100,8 @@ void ResultFolder::write(size_t index, const float *logits, size_t count) {
   write_file_atomically(path, logits, count * sizeof(float));
 }
 
+void ResultFolder::finish() { for_each_file(root_, remove_aside); }
+
 ResultWriter::ResultWriter(ResultFolder &folder)
     : folder_(folder), queue_(kWaitingBatches), thread_([this] { work(); }) {}
 
@@ -105,6 +119,7 @@ void ResultWriter::finish() {
   queue_.close();
   if (thread_.joinable()) thread_.join();
   if (failure_) std::rethrow_exception(failure_);
+  folder_.finish();
 }
 
 void ResultWriter::work() {

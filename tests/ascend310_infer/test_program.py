@@ -506,6 +506,18 @@ class TestRun:
         assert case.run().returncode == 0
         case.check_results()
 
+    def test_old_results_are_written_over_but_not_what_else_has_their_bytes(self, case):
+        assert case.run().returncode == 0
+        long, linked, protected = (case.results / "cat" / f"{number}_0.bin" for number in range(3))
+        long.write_bytes(b"x" * 100)
+        linked.write_bytes(b"old old old!")
+        os.link(linked, case.folder / "kept.bin")
+        protected.chmod(0o444)
+        assert case.run().returncode == 0
+        case.check_results()
+        assert (case.folder / "kept.bin").read_bytes() == b"old old old!"
+        assert not list(case.results.rglob(".*.tmp"))
+
     def test_files_that_are_no_results_of_ours_are_left_alone(self, case):
         cpp.write_files(case.results, {"mine_0.bin": b"mine"})
         assert case.run().returncode == 0

@@ -21,7 +21,7 @@ int main(int argc, char **argv) {
       const auto data = read_file(path, size_t{1} << 30);
       const Planes planes = load_planes(data.data(), data.size(), preprocess, path);
       std::vector<float> values(planes.size());
-      normalise(planes, preprocess, values.data());
+      normalise(planes, preprocess, false, values.data());
       out << 'y';
       out.write(reinterpret_cast<const char *>(planes.data()), static_cast<std::streamsize>(planes.size()));
       out.write(reinterpret_cast<const char *>(values.data()), static_cast<std::streamsize>(values.size() * sizeof(float)));

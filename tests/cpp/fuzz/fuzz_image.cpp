@@ -24,6 +24,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   const Planes planes = load(load_planes, data, size, kSmall);
   if (planes != load(load_planes_of_any, data, size, kSmall)) __builtin_trap();
   std::vector<float> values(planes.size());
-  normalise(planes, kSmall, values.data());
+  normalise(planes, kSmall, false, values.data());
   return 0;
 }
