@@ -23,12 +23,12 @@ bool is_result(const std::string &name) { return ends_with(name, "_0.bin"); }
 bool is_aside(const std::string &name) { return ends_with(name, "_0.bin.tmp"); }
 
 // Of nftw, for each entry: sets a result aside, where the new one will be written over it. That is faster than to remove
-// it: ext4 looks at each file that was just removed before it makes a new one. A file that has other names, or may not
-// be written, is removed. Ends with errno where that fails.
+// it: ext4 looks at each file that was just removed before it makes a new one. What has other names, may not be written or
+// is no regular file is removed. Ends with errno where that fails.
 int set_aside(const char *path, const struct stat *status, int kind, FTW *) {
   if (kind == FTW_DNR) return EACCES;
   if (kind != FTW_F || !(is_result(path) || is_aside(path))) return 0;
-  const bool usable = status->st_nlink == 1 && ::access(path, W_OK) == 0;
+  const bool usable = S_ISREG(status->st_mode) && status->st_nlink == 1 && ::access(path, W_OK) == 0;
   if (usable && is_aside(path)) return 0;
   return (usable ? std::rename(path, aside_of(path).c_str()) : ::unlink(path)) == 0 ? 0 : errno;
 }

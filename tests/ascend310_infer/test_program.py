@@ -508,11 +508,13 @@ class TestRun:
 
     def test_old_results_are_written_over_but_not_what_else_has_their_bytes(self, case):
         assert case.run().returncode == 0
-        long, linked, protected = (case.results / "cat" / f"{number}_0.bin" for number in range(3))
+        long, linked, protected, pipe = (case.results / "cat" / f"{number}_0.bin" for number in range(4))
         long.write_bytes(b"x" * 100)
         linked.write_bytes(b"old old old!")
         os.link(linked, case.folder / "kept.bin")
         protected.chmod(0o444)
+        pipe.unlink()
+        os.mkfifo(pipe)
         assert case.run().returncode == 0
         case.check_results()
         assert (case.folder / "kept.bin").read_bytes() == b"old old old!"
