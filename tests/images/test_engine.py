@@ -277,7 +277,7 @@ FUZZ = """
 import sys
 import numpy as np
 from src.images.bad_images import ImageError
-from src.images.decode import decode, open_image
+from src.images.decode import open_image
 from src.images.engine import find_engine
 from src.images.preprocess import Preprocess, crop_encoded, crop_for_evaluation
 from tests.images.test_engine import damaged
